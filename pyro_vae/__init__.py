@@ -1,0 +1,41 @@
+"""Latent variable models in Pyro, compared by held-out log-likelihood.
+
+Everything public is here by name and is imported when it is first used, so that `import pyro_vae` costs nothing.
+"""
+
+import importlib
+
+_HOMES = {
+    "Batch": "data",
+    "Data": "data",
+    "load_data": "data",
+    "Binary": "spaces",
+    "Quantized": "spaces",
+    "Real": "spaces",
+    "Labels": "spaces",
+    "Quadrants": "spaces",
+    "fit": "fitting",
+    "History": "svi",
+    "log_likelihood": "estimators.evaluate",
+    "LogLikelihood": "estimators.result",
+    "exact": "estimators.exact",
+    "importance_sampling": "estimators.importance",
+    "compare": "comparison",
+    "Comparison": "comparison",
+}
+_MODULES = ("models", "plots", "diagnostics", "traces", "checkpoint", "networks", "distributions", "guides")
+
+__version__ = "0.1.0"
+__all__ = sorted((*_HOMES, *_MODULES))
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *__all__))

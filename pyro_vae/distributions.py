@@ -1,11 +1,14 @@
-"""Observation distributions that Pyro lacks: logistic and normal laws cut into grey levels."""
+"""Observation distributions that Pyro lacks: laws cut into grey levels, and mixtures of laws of whole images."""
+
+import math
+from typing import Protocol
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Categorical, TorchDistribution
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
-from torch.distributions import constraints
-from torch.nn.functional import logsigmoid
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, constraints
+from torch.nn.functional import embedding_bag, logsigmoid, softplus
 
 
 def log_interval_logistic(low: Tensor, high: Tensor) -> Tensor:
@@ -97,3 +100,185 @@ class DiscretizedNormal(_Discretized):
 
     def _standard(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+
+def discretized_normal_moments(loc: Tensor, scale: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    r"""First two moments, about μ, of a normal variable that is known to round to a level.
+
+    With a, b the ends of the level's interval in standard units and Z its mass, E[y - μ] = σ (φ(a) - φ(b)) / Z and
+    E[(y - μ)²] = σ² (1 + (a φ(a) - b φ(b)) / Z).
+
+    Args:
+        loc: μ, in grey levels, any shape.
+        scale: σ > 0, in grey levels, the same shape.
+        levels: number L of grey levels.
+
+    Returns:
+        Both moments, shape (*loc.shape, L), in grey levels and in their square.
+    """
+    loc, scale = loc.unsqueeze(-1), scale.unsqueeze(-1)
+    edges = (torch.arange(1, levels, dtype=loc.dtype, device=loc.device) - 0.5 - loc) / scale  # (..., L - 1)
+    far = torch.full_like(loc, OPEN)
+    low, high = torch.cat([-far, edges], -1), torch.cat([edges, far], -1)  # (..., L)
+    log_mass = log_interval_normal(low, high)
+    at_low, at_high = _over_mass(low, log_mass), _over_mass(high, log_mass)
+    return scale * (at_low - at_high), scale**2 * (1 + low * at_low - high * at_high).clamp(min=0)
+
+
+def _over_mass(edge: Tensor, log_mass: Tensor) -> Tensor:
+    """φ(edge) / mass, which is 0 at an open end."""
+    inside = edge.abs() < OPEN
+    exponent = -0.5 * edge.masked_fill(~inside, 0).square() - LOG_ROOT_TAU - log_mass
+    return exponent.exp().masked_fill(~inside, 0)
+
+
+LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
+
+
+class Levels(Categorical):
+    """Any law on the grey levels 0..L-1, by logits (..., L); values are floating point, as all observations are."""
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return super().sample(sample_shape).to(self.logits.dtype)
+
+
+class Mixture(TorchDistribution):
+    r"""Mixture of laws of whole images, p(x) = Σ_k π_k p_k(x), by matrix products over flat rows of pixels.
+
+    Args:
+        logits: log π up to a constant, shape (K,).
+        components: the p_k, one of the classes `...Components` below: `log_prob` of rows (n, D) is (n, K), nats, and
+            `draw(k, num)` gives rows (num, D) of p_k.
+        shape: event shape of one observation, D = prod(shape).
+        batch_shape: leading shape of independent copies.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        logits: Tensor,
+        components: "Components",
+        shape: tuple[int, ...],
+        batch_shape: tuple[int, ...] = (),
+    ) -> None:
+        self.log_weights, self.components = logits.log_softmax(-1), components
+        super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Mixture":
+        return Mixture(self.log_weights, self.components, self.event_shape, batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        lead = value.shape[: value.ndim - len(self.event_shape)]
+        rows = value.reshape(-1, self.event_shape.numel())
+        log_prob = torch.logsumexp(self.log_weights + self.components.log_prob(rows), -1).reshape(lead)
+        return log_prob.expand(torch.broadcast_shapes(lead, self.batch_shape))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            shape = self._extended_shape(sample_shape)
+            index = self.log_weights.exp().multinomial(shape.numel() // self.event_shape.numel(), replacement=True)
+            rows = self.log_weights.new_empty(len(index), self.event_shape.numel())
+            for k in index.unique().tolist():
+                chosen = index == k
+                rows[chosen] = self.components.draw(k, int(chosen.sum()))
+            return rows.reshape(shape)
+
+
+class Components(Protocol):
+    """What a `Mixture` mixes."""
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """Log p_k of rows (n, D), shape (n, K), nats."""
+
+    def draw(self, k: int, num: int) -> Tensor:
+        """Rows (num, D) of p_k."""
+
+
+class BernoulliComponents:
+    """Independent Bernoulli pixels, by logits (K, D)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """Log masses x·logit(θ) - Σ softplus(logit(θ)), shape (n, K)."""
+        return rows.to(self.logits.dtype) @ self.logits.T - softplus(self.logits).sum(-1)
+
+    def draw(self, k: int, num: int) -> Tensor:
+        """Rows (num, D) of component k."""
+        return self.logits[k].sigmoid().expand(num, -1).bernoulli()
+
+
+class LevelComponents:
+    """Independent pixels on grey levels, by a table of log masses (K, D, L)."""
+
+    def __init__(self, log_mass: Tensor) -> None:
+        self.log_mass = log_mass
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """Log masses, one look-up per pixel and component; shape (n, K)."""
+        num_components, _, levels = self.log_mass.shape
+        table = self.log_mass.permute(1, 2, 0).reshape(-1, num_components)  # (D L, K)
+        return embedding_bag(cells(rows, levels), table, mode="sum")
+
+    def draw(self, k: int, num: int) -> Tensor:
+        """Rows (num, D) of component k."""
+        return Levels(logits=self.log_mass[k], validate_args=False).sample((num,))
+
+
+def cells(rows: Tensor, levels: int) -> Tensor:
+    """Place of each pixel's grey level in a table of all pixels and levels: d L + x_d, long, shape (n, D)."""
+    return rows.long() + levels * torch.arange(rows.shape[-1], device=rows.device)
+
+
+class NormalComponents:
+    """Independent normal pixels, by mean and standard deviation, both (K, D).
+
+    (x - μ)²/σ² is three matrix products that nearly cancel where σ is small, so they are taken in float64.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """Log densities, shape (n, K)."""
+        center = self.loc.detach().double().mean(0)
+        x, loc, scale = rows.double() - center, self.loc.double() - center, self.scale.double()
+        precision = scale**-2
+        square = x**2 @ precision.T - 2 * x @ (precision * loc).T + (precision * loc**2).sum(-1)
+        log_prob = -0.5 * square - (scale.log() + LOG_ROOT_TAU).sum(-1)
+        return log_prob.to(self.loc.dtype)
+
+    def draw(self, k: int, num: int) -> Tensor:
+        """Rows (num, D) of component k."""
+        return torch.normal(self.loc[k].expand(num, -1), self.scale[k].expand(num, -1))
+
+
+class CorrelatedComponents:
+    """Correlated normal pixels: full covariance by a Cholesky factor, or low rank by loadings; in float64.
+
+    Args:
+        loc: means (K, D).
+        factor: lower triangular L (K, D, D) with Σ_k = L_k L_k', or loadings W (K, D, q).
+        scale: None, or isotropic noise σ (K, 1), and then Σ_k = W_k W_k' + σ_k² I.
+    """
+
+    def __init__(self, loc: Tensor, factor: Tensor, scale: Tensor | None = None) -> None:
+        self.dtype = loc.dtype
+        self.laws: list[MultivariateNormal | LowRankMultivariateNormal] = []
+        for k, (mean, matrix) in enumerate(zip(loc.double(), factor.double(), strict=True)):
+            if scale is None:
+                self.laws.append(MultivariateNormal(mean, scale_tril=matrix, validate_args=False))
+            else:
+                noise = scale[k].double().square().expand_as(mean)
+                self.laws.append(LowRankMultivariateNormal(mean, matrix, noise, validate_args=False))
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """Log densities, shape (n, K)."""
+        rows = rows.double()
+        return torch.stack([law.log_prob(rows) for law in self.laws], -1).to(self.dtype)
+
+    def draw(self, k: int, num: int) -> Tensor:
+        """Rows (num, D) of component k."""
+        return self.laws[k].sample((num,)).to(self.dtype)

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class LogLikelihood:
 
     @property
     def test_se(self) -> float:
-        """Standard error of `mean` over draws of the test set, sd(log p)/√n, nats; it contains the Monte Carlo noise."""
+        """Standard error of `mean` over draws of the test set, sd(log p)/√n, nats; Monte Carlo noise included."""
         return float(np.std(self.log_prob, ddof=1) / math.sqrt(len(self))) if len(self) > 1 else math.nan
 
     @property
@@ -128,7 +128,8 @@ class LogLikelihood:
 
     def save(self, path: str | Path) -> None:
         """Write the result to an npz file that `LogLikelihood.load` reads back, digit for digit."""
-        np.savez(path, **_to_arrays(self))
+        with open(path, "wb") as file:  # a bare path would get ".npz" behind it, and `load` not find it
+            np.savez(file, **_to_arrays(self))
 
     @staticmethod
     def load(path: str | Path) -> "LogLikelihood":
@@ -146,9 +147,9 @@ class LogLikelihood:
                 writer.writerow([index, *(repr(value) for value in row)])
 
 
-def _to_arrays(result: LogLikelihood) -> dict[str, np.ndarray]:
+def _to_arrays(result: LogLikelihood) -> dict[str, Any]:
     """Arrays as they are, all else as one JSON text under `meta`; the marginal with a prefix."""
-    arrays = {name: getattr(result, name) for name in ARRAYS if getattr(result, name) is not None}
+    arrays: dict[str, Any] = {name: getattr(result, name) for name in ARRAYS if getattr(result, name) is not None}
     meta = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in (*ARRAYS, "marginal")}
     meta["space"] = {"kind": type(result.space).__name__, **dataclasses.asdict(result.space)}
     arrays["meta"] = np.array(json.dumps(meta))
@@ -165,5 +166,5 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> LogLikelihood:
     kind = getattr(spaces, space.pop("kind"))
     meta["space"] = kind(**{**space, "shape": tuple(space["shape"])})
     meta["notes"] = tuple(meta["notes"])
-    values = {name: arrays[name] for name in ARRAYS if name in arrays}
+    values: dict[str, Any] = {name: arrays[name] for name in ARRAYS if name in arrays}
     return LogLikelihood(**values, **meta, marginal=_from_arrays(inner) if inner else None)

@@ -1,0 +1,330 @@
+"""The command line: train, evaluate, compare, sample, score. The only file that prints and parses."""
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pyro_vae.comparison import Comparison
+    from pyro_vae.estimators.result import LogLikelihood
+    from pyro_vae.runs import Config
+    from pyro_vae.study import Job
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class _Commands(click.Group):
+    """Expected errors are one line on the terminal, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FileNotFoundError, ArithmeticError) as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was saved can be resumed with --resume", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="pyro-vae")
+def main() -> None:
+    """Fit latent variable models and compare them by held-out log-likelihood, with errors and a direction."""
+
+
+def _data_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = [
+        click.option("--data", default="digits", help="Name (digits, mnist, ...), .npz file or folder of images."),
+        click.option("--root", default=None, help="Where torchvision's files lie or go; 'data' if not given."),
+        click.option("--space", type=click.Choice(["binary", "quantized", "real"]), help="Instead of the default."),
+        click.option("--binarization", type=click.Choice(["dynamic", "static"]), default="dynamic"),
+        click.option("--given", type=click.Choice(["label", "quadrants"]), help="What the model conditions on."),
+        click.option("--quadrants", type=click.IntRange(1, 3), default=1, help="How many quadrants are given."),
+        click.option("--seed", type=int, default=0, help="Of everything random."),
+        click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one."),
+        click.option(
+            "--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write to.")
+_resume = click.option("--resume", is_flag=True, help="Go on from what is there.")
+_quiet = click.option("--quiet", is_flag=True, help="No progress bar.")
+_particles = click.option("--particles", type=click.IntRange(1), default=5000, help="Particles per datum.")
+_run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+@main.command("train")
+@click.option("--model", required=True, help="File name in models/: vae, cvae, gmm, ...")
+@_data_options
+@click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="Model option, e.g. latent_dim=16.")
+@click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting, e.g. num_epochs=50.")
+@_out
+@_resume
+@_quiet
+def train_command(
+    model: str, options: tuple[str, ...], fit: tuple[str, ...], out: Path, resume: bool, quiet: bool, **data: Any
+) -> None:
+    """Fit one model into a run directory."""
+    from pyro_vae import pictures, runs
+
+    device = _prepare(data)
+    config = _config(data, model=model, options=_values(options), fit=_values(fit))
+    run, history = runs.train(config, out, device=device, resume=resume, progress=not quiet)
+    elbo = "" if history.best_valid_elbo is None else f", validation ELBO {history.best_valid_elbo:.3f} nats"
+    click.echo(f"{model}: {history.status} after {len(history.rows)} rows, best {history.best_epoch}{elbo}")
+    if history.status == "interrupted":
+        raise KeyboardInterrupt
+    for path in pictures.plot_run(run):
+        click.echo(f"wrote {path}")
+
+
+@main.command("evaluate")
+@_run
+@click.option("--estimator", type=click.Choice(["exact", "is", "is-jackknife"]), help="By the model if not given.")
+@_particles
+@click.option("--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data.")
+@click.option("--root", default=None, help="Where the data lie now, if they have moved.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory to write to; RUN if not given.")
+@click.option("--seed", type=int, default=0, help="Of the estimator's noise and the subset.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given.")
+@_quiet
+def evaluate_command(
+    run: Path,
+    estimator: str | None,
+    particles: int,
+    num_data: int | None,
+    root: str | None,
+    out: Path | None,
+    seed: int,
+    quiet: bool,
+    **machine: Any,
+) -> None:
+    """Held-out log p of the test data: per image as npz and CSV, the summary as JSON."""
+    from pyro_vae import runs, study
+    from pyro_vae.estimators.evaluate import log_likelihood
+
+    device = _prepare(machine)
+    opened = runs.open_run(run, root=root)
+    batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, seed)
+    result = log_likelihood(
+        opened.model,
+        batch,
+        estimator=_estimator(estimator, particles),
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    folder = out or run
+    folder.mkdir(parents=True, exist_ok=True)
+    _print_result(opened.config.model, result)
+    for path in study.save_evaluation(result, folder):
+        click.echo(f"wrote {path}")
+
+
+@main.command("compare")
+@_data_options
+@click.option("--models", default=None, help="Comma-separated rows; the defaults for the data if not given.")
+@_particles
+@click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting of the rows fitted by SVI.")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Rows fitted side by side; on a CPU one per core.")
+@_out
+@_resume
+@_quiet
+def compare_command(
+    models: str | None,
+    particles: int,
+    fit: tuple[str, ...],
+    jobs: int | None,
+    out: Path,
+    resume: bool,
+    quiet: bool,
+    **data: Any,
+) -> None:
+    """Fit, score and compare models on one data set: one table, with paired differences."""
+    from pyro_vae import study
+    from pyro_vae.estimators.evaluate import pick_device
+
+    threads = data.pop("threads")
+    device = str(pick_device(data.pop("device")))
+    base = _config(data, model="vae")
+    loaded = base.load_data()
+    names = models.split(",") if models else [entry.name for entry in study.default_entries(loaded)]
+    entries = study.named_entries(loaded, names)
+    workers = min(jobs or (study.num_cores() if device == "cpu" else 1), len(entries))
+    if threads is None and device == "cpu":
+        threads = max(1, study.num_cores() // workers)
+    work = [
+        study.Job(
+            entry.name,
+            study.configure(entry, base, _values(fit)),
+            out / entry.name,
+            particles,
+            device,
+            threads,
+            resume,
+            progress=not quiet and workers == 1,
+        )
+        for entry in entries
+    ]
+    click.echo(f"{loaded.name}: {len(loaded.train)} train, {len(loaded.valid)} valid, {len(loaded.test)} test")
+    click.echo(f"rows: {', '.join(names)} ({workers} at a time on {device})")
+    study.run_jobs(work, workers, click.echo)
+    _report(work, loaded.name, out)
+
+
+def _report(work: "list[Job]", data_name: str, out: Path) -> None:
+    """Tables on the terminal and in a file, the JSON, the pictures."""
+    from pyro_vae import pictures, plots, runs, study
+
+    main_group, beside = study.gather(work)
+    groups = [group for group in (main_group, *beside) if group is not None]
+    text = "\n\n".join(_group_text(group) for group in groups)
+    click.echo(f"\n{text}\n")
+    (out / "comparison.txt").write_text(text + "\n", encoding="utf-8")
+    paths = [groups[0].to_json(out / "comparison.json", data_name=data_name, beside=groups[1:])]
+    for number, group in enumerate(groups):
+        paths.append(plots.plot_comparison(group, out / f"comparison{f'_{number}' if number else ''}.png"))
+    for job in work:
+        paths += pictures.plot_run(runs.open_run(job.out))
+    click.echo("\n".join(f"wrote {path}" for path in paths))
+
+
+def _group_text(group: "Comparison") -> str:
+    return group.table() if not group.pairs else f"{group.table()}\n\n{group.pairs_table()}"
+
+
+@main.command("sample")
+@_run
+@click.option("--num", type=click.IntRange(1), default=8, help="Draws; given labels or quadrants, of each row.")
+@click.option("--label", type=int, default=None, help="One class only, for a model given labels.")
+@click.option("--root", default=None, help="Where the data lie now, if they have moved.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="PNG to write; RUN/samples.png if not given."
+)
+@click.option("--seed", type=int, default=0, help="Of the draws.")
+def sample_command(run: Path, num: int, label: int | None, root: str | None, out: Path | None, seed: int) -> None:
+    """Draw from a fitted model: a grid of images, and the numbers beside it as npz."""
+    import numpy as np
+
+    from pyro_vae import pictures, runs
+
+    opened = runs.open_run(run, root=root)
+    path = out or run / "samples.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.plot_samples(opened, path, num=num, seed=seed, label=label)
+    drawn = pictures.draw_samples(opened, num, seed, label)
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in drawn.items()}
+    np.savez(path.with_suffix(".npz"), **arrays)
+    click.echo(f"wrote {path}\nwrote {path.with_suffix('.npz')}")
+
+
+@main.command("score")
+@_run
+@click.argument("images", type=click.Path(exists=True, path_type=Path))
+@click.option("--estimator", type=click.Choice(["exact", "is", "is-jackknife"]), help="By the model if not given.")
+@_particles
+@click.option("--binarize", is_flag=True, help="Draw bits from grey levels, for a model of bits.")
+@click.option("--root", default=None, help="Where the run's data lie now, if they have moved.")
+@_out
+@click.option("--top", type=click.IntRange(1), default=10, help="Outliers to print.")
+@click.option("--seed", type=int, default=0, help="Of the estimator's noise and of the bits.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given.")
+@_quiet
+def score_command(
+    run: Path,
+    images: Path,
+    estimator: str | None,
+    particles: int,
+    binarize: bool,
+    root: str | None,
+    out: Path,
+    top: int,
+    seed: int,
+    quiet: bool,
+    **machine: Any,
+) -> None:
+    """Score images of your own (.npy, .npz with one array, or a folder), the least likely first."""
+    from pyro_vae import runs, scoring, study
+    from pyro_vae.estimators.evaluate import log_likelihood
+
+    device = _prepare(machine)
+    opened = runs.open_run(run, root=root)
+    batch = scoring.read_batch(images, opened, binarize=binarize, seed=seed)
+    result = log_likelihood(
+        opened.model,
+        batch,
+        estimator=_estimator(estimator, particles),
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    _print_result(opened.config.model, result)
+    ranked = scoring.rank(result)
+    for place, row in enumerate(ranked[:top], start=1):
+        click.echo(f"{place:4d}. image {row.index}: log p {row.log_prob:.2f} nats, {row.deviation:+.1f} robust sd")
+    scoring.write_ranking(ranked, out / "outliers.csv")
+    for path in [*study.save_evaluation(result, out, "scores"), out / "outliers.csv"]:
+        click.echo(f"wrote {path}")
+
+
+def _prepare(options: dict[str, Any]) -> str | None:
+    """Set the number of threads and take the device out of the options."""
+    import torch
+
+    threads = options.pop("threads")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return options.pop("device")
+
+
+def _config(data: dict[str, Any], **rest: Any) -> "Config":
+    from pyro_vae.runs import Config
+
+    return Config(**data, **rest)
+
+
+def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE as Python values where they are literals (16, 200,200, None), as text elsewhere."""
+    values = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or not name:
+            raise click.BadParameter(f"expected NAME=VALUE, got {pair!r}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def _estimator(name: str | None, num_particles: int) -> Any:
+    from pyro_vae.estimators.exact import exact
+    from pyro_vae.estimators.importance import importance_sampling
+
+    if name == "exact":
+        return exact()
+    return importance_sampling(num_particles, jackknife=name == "is-jackknife")
+
+
+def _print_result(name: str, result: "LogLikelihood") -> None:
+    from pyro_vae.comparison import compare
+
+    for each in (result, result.marginal):
+        if each is not None:
+            click.echo(compare({name: each}).table() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What the importance weights say of themselves: effective sample size, k-hat, delta variance, doubling check."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """ESS = (Σ w)² / Σ w² over the first axis, from log weights (K, ...)."""
+    return torch.exp(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0))
+
+
+def delta_variance(ess: Tensor, num_particles: int) -> Tensor:
+    """Variance of log mean w by the delta method, (1/ESS - 1/K) K/(K-1), nats²; infinite for a single particle."""
+    if num_particles < 2:
+        return torch.full_like(ess, math.inf)
+    return ((1 / ess - 1 / num_particles) * num_particles / (num_particles - 1)).clamp(min=0)
+
+
+def tail_length(num_particles: int) -> int:
+    """How many of the largest weights k-hat is fitted to, min(0.2 K, 3 √K) rounded up."""
+    return math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+
+
+def pareto_khat(largest: Tensor) -> Tensor:
+    r"""Shape k of the generalised Pareto law of the largest weights.
+
+    Below 0.5 the weights have a variance, below 1 a mean; above 0.7 the error of importance sampling is not to be
+    trusted. It is a diagnostic, not an estimate, and it is blind to a mode that the guide never visits.
+
+    Args:
+        largest: the M + 1 largest log weights of each datum in any order, shape (M + 1, n); the smallest of them is
+            the threshold.
+
+    Returns:
+        k-hat, shape (n,); -inf where the largest weights are all equal, inf where they are too far apart to tell.
+
+    Source: Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2015, arXiv:1507.02646; the
+    fit is by Zhang and Stephens, "A new and efficient estimation method for the generalized Pareto distribution", 2009.
+    """
+    ordered = (largest - largest.max(0).values).sort(0).values.double()
+    excess = ordered[1:].exp() - ordered[0].exp()  # (M, n), ascending
+    khat = _fit_shape(excess)
+    khat = torch.where(khat.isnan(), math.inf, khat)
+    # Equal but for rounding: a tail this thin belongs to weights that are bounded.
+    return torch.where(ordered[-1] - ordered[0] < 1e-9, -math.inf, khat)
+
+
+def _fit_shape(excess: Tensor) -> Tensor:
+    """Posterior mean of k under the Zhang-Stephens prior, pulled a little to 0.5 as PSIS does."""
+    size = len(excess)
+    grid_size = 30 + int(math.sqrt(size))
+    grid = torch.arange(1, grid_size + 1, dtype=excess.dtype, device=excess.device) - 0.5
+    quartile = excess[int(size / 4 + 0.5) - 1]
+    b = (1 - torch.sqrt(grid_size / grid))[:, None] / (3 * quartile) + 1 / excess[-1]  # (grid, n)
+    k = torch.log1p(-b[:, None] * excess).mean(1)  # (grid, n)
+    log_likelihood = size * (torch.log(-b / k) - k - 1)
+    weights = torch.softmax(log_likelihood, 0)
+    b_mean = (b * weights).sum(0)
+    k_mean = torch.log1p(-b_mean * excess).mean(0)
+    return (size * k_mean + 5) / (size + 10)
+
+
+def doubling_check(quarter: Tensor, half: Tensor, whole: Tensor) -> tuple[float | None, float | None]:
+    """Bias that is left in the mean of log p, from its growth as the particles are doubled twice.
+
+    With D1 = mean(L_{K/2} - L_{K/4}), D2 = mean(L_K - L_{K/2}) and r = D2/D1, later doublings add about D2 r/(1 - r).
+
+    Args:
+        quarter: L from the first K/4 particles, shape (n,), nats.
+        half: L from the first K/2 particles.
+        whole: L from all K.
+
+    Returns:
+        The remaining bias in nats (to be added; None where r is not below 1) and r; near 0.5 is healthy, above 0.8 not.
+    """
+    first, second = float((half - quarter).mean()), float((whole - half).mean())
+    if first == 0:
+        return (0.0, None) if second == 0 else (None, None)
+    ratio = second / first
+    return (second * ratio / (1 - ratio) if ratio < 1 else None), ratio

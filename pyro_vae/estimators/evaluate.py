@@ -1,0 +1,185 @@
+"""`log_likelihood`: one call for every estimator and every model/guide pair, which leaves the model as it was."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import spaces, traces
+from pyro_vae.estimators.exact import Exact
+from pyro_vae.estimators.importance import Estimate, ImportanceSampling, importance_sampling
+from pyro_vae.estimators.result import LogLikelihood
+from pyro_vae.traces import Pair, Program
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Batch
+
+Estimator = Exact | ImportanceSampling
+
+
+def log_likelihood(
+    model: nn.Module | Program,
+    batch: "Batch",
+    *,
+    guide: Program | None = None,
+    estimator: Estimator | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> LogLikelihood:
+    """Held-out log p(x_n) of each datum, with errors, direction and diagnostics.
+
+    A model that conditions on class labels gives log p(x | label), and `result.marginal` holds log p(x) = logsumexp_c
+    [log p(c) + log p(x | c)]: the datum's own label keeps all its particles, the other labels share as many again.
+    Every p(x | c) is estimated without bias, so the logarithm of their sum is a lower bound in expectation however
+    the particles are divided.
+
+    Parameters, buffers, train/eval mode, device and the global random state are left as they were.
+
+    Args:
+        model: one of our models, or any Pyro model called as `model(obs)` or `model(obs, context)`, with every site
+            in a plate "data" at dim -1 and the data at the site "obs".
+        batch: the observations, shape (n, ...), and the context if the model has one.
+        guide: the guide of a Pyro model that is not one of ours.
+        estimator: `exact()`, `importance_sampling(...)`; by default exact where there are no latent sites and
+            importance sampling with 5,000 particles elsewhere.
+        seed: seed of the noise; the same seed gives the same digits on the same kind of device.
+        device: where to compute; a GPU if there is one.
+        progress: show a progress bar.
+
+    Returns:
+        Per-datum log p in nats, higher is better; its direction says which side of the truth it lies on.
+
+    Raises:
+        ValueError: if model and guide differ in their latent sites, a site is scaled or not per datum, or a weight is
+            NaN or infinite.
+    """
+    pair, device = traces.as_pair(model, guide), pick_device(device)
+    space = batch.space or getattr(model, "space", None)
+    if space is not None:
+        space.check(batch.obs)
+    started = time.perf_counter()
+    with _untouched(pair, device, seed):
+        args = _arguments(model, batch, device)
+        latent = traces.check_pair(pair, tuple(arg[:2] for arg in args))
+        estimator = estimator or (importance_sampling() if latent else Exact())
+        estimator = estimator if latent else Exact()
+        space = space or _space_of(pair, args)
+        with _bar(len(batch), progress) as tick:
+            estimate = estimator(pair, args, seed, tick)
+        labels = _labels(model, batch)
+        marginal = None if labels is None else _marginal(estimate, estimator, pair, args, labels, seed, progress)
+    seconds = time.perf_counter() - started
+    given = None if batch.context is None else str(getattr(model, "context", "context"))
+    common: dict[str, Any] = {"space": space, "seed": seed, "seconds": seconds}
+    whole = None
+    if marginal is not None:
+        whole = LogLikelihood(**vars(marginal), **common, digest=replace(batch, context=None).digest)
+    return LogLikelihood(**vars(estimate), **common, digest=batch.digest, given=given, marginal=whole)
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; a GPU if none was and there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _arguments(model: object, batch: "Batch", device: torch.device) -> tuple[Tensor, ...]:
+    dtypes = {p.dtype for p in model.parameters()} if isinstance(model, nn.Module) else set()
+    dtype = torch.float64 if torch.float64 in dtypes else batch.obs.dtype
+    tensors = [batch.obs] if batch.context is None else [batch.obs, batch.context]
+    return tuple(tensor.to(device, dtype) for tensor in tensors)
+
+
+@contextmanager
+def _untouched(pair: Pair, device: torch.device, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, own random numbers, on `device`; all of it undone at the end."""
+    modules = [module for root in pair.modules for module in root.modules()]
+    training = [module.training for module in modules]
+    homes = [next((p.device for p in root.parameters()), device) for root in pair.modules]
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(cuda), pyro.validation_enabled(False):
+            torch.manual_seed(seed)
+            for root in pair.modules:
+                root.eval().to(device)
+            yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
+        for root, home in zip(pair.modules, homes, strict=True):
+            root.to(home)
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="datum", desc="log p", disable=not show, mininterval=1.0) as bar:
+        yield bar.update
+
+
+def _space_of(pair: Pair, args: tuple[Tensor, ...]) -> spaces.Space:
+    """The space that the support of the site "obs" implies, for a Pyro pair that states none."""
+    support = traces.observation(pair, tuple(arg[:2] for arg in args)).support
+    shape = tuple(args[0].shape[1:])
+    base = getattr(support, "base_constraint", support)
+    if not support.is_discrete:
+        return spaces.Real(shape)
+    if type(base).__name__ == "_Boolean":
+        return spaces.Binary(shape)
+    top = getattr(base, "upper_bound", None)
+    if top is None:
+        raise ValueError(f"the support {support} of site 'obs' is no known space; give the batch a space")
+    return spaces.Quantized(shape, levels=int(torch.as_tensor(top).max()) + 1)
+
+
+def _labels(model: object, batch: "Batch") -> spaces.Labels | None:
+    context = getattr(model, "context", None)
+    return context if isinstance(context, spaces.Labels) and batch.context is not None else None
+
+
+def _marginal(
+    own: Estimate,
+    estimator: Estimator,
+    pair: Pair,
+    args: tuple[Tensor, ...],
+    labels: spaces.Labels,
+    seed: int,
+    progress: bool,
+) -> Estimate:
+    """Log p(x) = logsumexp_c [log p(c) + log p(x | c)], and its variance Σ_c r_c² s_c² with r_c = p(c | x)."""
+    obs, context = args
+    num_classes = labels.num_dims
+    log_prior = torch.tensor(labels.log_prob, dtype=torch.float64)
+    own_label = context.argmax(-1).cpu()
+    if isinstance(estimator, ImportanceSampling):
+        estimator = estimator.with_particles(max(2, estimator.num_particles // (num_classes - 1)))
+    estimates, log_priors = [own], [log_prior[own_label]]
+    with _bar(len(obs) * (num_classes - 1), progress) as tick:
+        for shift in range(1, num_classes):
+            label = (own_label + shift) % num_classes
+            other = torch.nn.functional.one_hot(label, num_classes).to(context)
+            block = np.random.SeedSequence((seed, shift)).generate_state(1)[0]
+            estimates.append(estimator(pair, (obs, other), int(block), tick))
+            log_priors.append(log_prior[label])
+    joint = torch.stack(log_priors).numpy() + np.stack([e.log_prob for e in estimates])  # (num_classes, n)
+    top = joint.max(0)
+    log_prob = top + np.log(np.exp(joint - top).sum(0))
+    share = np.exp(joint - log_prob)
+    variance = (share**2 * np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)).sum(0)
+    return replace(
+        own,
+        log_prob=log_prob,
+        variance=variance,
+        num_particles=own.num_particles + sum(e.num_particles for e in estimates[1:]),
+        doubling_bias=None,
+        doubling_ratio=None,
+    )

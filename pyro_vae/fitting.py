@@ -1,0 +1,103 @@
+"""`fit`: a model's parameters from data, by SVI or by the model's own maximum likelihood."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vae import checkpoint, svi, traces
+from pyro_vae.data import Data
+from pyro_vae.estimators.evaluate import pick_device
+from pyro_vae.traces import Program
+
+METHODS = ("svi", "maximum_likelihood")
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    *,
+    guide: Program | nn.Module | None = None,
+    method: str | None = None,
+    device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    seed: int = 0,
+    **settings: Any,
+) -> svi.History:
+    """Fit a model in place: parameters with the best validation ELBO at the end.
+
+    SVI maximises the ELBO, E_q [log p(x, z) - log q(z | x)], by Adam on minibatches, no datum left out; selection sees
+    the training and validation data only. A model with the method `maximum_likelihood` (EM, closed form) is fitted by
+    it unless `method` says "svi".
+
+    Args:
+        model: one of our models, or a torch module that is a Pyro model.
+        data: where the batches come from; binary training data are redrawn each epoch if they are dynamic.
+        guide: the guide of a model that has none of its own.
+        method: "svi" or "maximum_likelihood"; by default the latter where the model has it.
+        device: where to compute; a GPU if there is one. Data and model stay there during the fit.
+        out: directory for `checkpoint.pt` and `history.csv`.
+        resume: go on from the checkpoint in `out`, on the CPU to bit-identical parameters.
+        progress: show a bar with ELBO, images/s and the time left.
+        seed: seed of everything random.
+        **settings: for SVI the fields of `svi.Settings`: num_epochs, batch_size, learning_rate, schedule ("one_cycle",
+            "cosine", "constant"), adam_eps, kl_warmup (epochs over which the KL weight rises to 1), objective
+            ("trace", "mean_field"), num_particles, patience (epochs without a better validation ELBO), validate_every.
+            Otherwise passed on to the model's `maximum_likelihood`.
+
+    Returns:
+        The history. Ctrl-C ends the fit early: the best parameters are kept and the status says "interrupted".
+
+    Raises:
+        NonFiniteLoss: at the first NaN or infinite loss, naming the step and the site.
+        ValueError: for settings that make no sense, or a checkpoint of other settings.
+    """
+    own_way: Any = getattr(model, "maximum_likelihood", None)
+    method = method or ("svi" if own_way is None else "maximum_likelihood")
+    svi.check_choice("method", method, METHODS)
+    if method == "maximum_likelihood":
+        if own_way is None:
+            raise ValueError(f"{type(model).__name__} has no method maximum_likelihood; fit it with method='svi'")
+        return _maximum_likelihood(model, own_way, data, pick_device(device), seed, progress, settings, out)
+    pair = traces.as_pair(model, guide)
+    run = svi.Run(
+        pair,
+        data,
+        svi.Settings(seed=seed, **settings),
+        pick_device(device),
+        None if out is None else Path(out),
+    )
+    return run.go(resume, progress)
+
+
+def _maximum_likelihood(
+    model: nn.Module,
+    own_way: Any,
+    data: Data,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+    settings: dict[str, Any],
+    out: str | Path | None,
+) -> svi.History:
+    from tqdm import tqdm
+
+    started = time.perf_counter()
+    with tqdm(desc=type(model).__name__, unit="iteration", disable=not progress, mininterval=1.0) as bar:
+
+        def tick(iteration: int, objective: float) -> None:
+            bar.set_postfix_str(f"train log p {objective:.3f}", refresh=False)
+            bar.update()
+
+        model.to(device)
+        trace = own_way(data.train.obs.to(device), seed=seed, progress=tick, **settings)
+    rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
+    history = svi.History(rows, len(rows), None, "finished", time.perf_counter() - started)
+    if out is not None:
+        checkpoint.save(Path(out) / "checkpoint.pt", {"model": svi.on_cpu(model.state_dict())})
+        svi.write_rows(rows, Path(out) / "history.csv")
+    return history

@@ -1,0 +1,1 @@
+"""Amortised posteriors, one family per file."""

@@ -1,0 +1,112 @@
+"""Pictures of a fitted run: samples, reconstructions, ELBO curves; what the model draws, as images in [0, 1]."""
+
+import csv
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_vae import plots, traces
+from pyro_vae.data import Batch
+from pyro_vae.runs import Run
+from pyro_vae.spaces import Labels, Quadrants
+
+COLUMNS = 8
+
+
+def draw_samples(run: Run, num: int, seed: int, label: int | None = None) -> dict[str, Tensor]:
+    """Draws from the model, {"obs": observations, and "given": what they were conditioned on, if anything}.
+
+    Args:
+        run: the fitted run.
+        num: how many; given labels, of each class (or of `label` alone); given quadrants, of each of eight test images.
+        seed: of the draws and of the choice of test images.
+        label: a class, for a model given labels.
+    """
+    context = _contexts(run, num, seed, label)
+    rows = num if context is None else len(context)
+    template = torch.zeros(rows, *run.data.space.shape)
+    args = (template,) if context is None else (template, context)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        values = traces.simulate(traces.as_pair(run.model), args)
+    return {"obs": values["obs"]} if context is None else {"obs": values["obs"], "given": context}
+
+
+def _contexts(run: Run, num: int, seed: int, label: int | None) -> Tensor | None:
+    context = run.data.context
+    if label is not None and not isinstance(context, Labels):
+        raise ValueError(f"a label needs a model that is given labels; this one is given {context}")
+    if isinstance(context, Labels):
+        if label is not None and not 0 <= label < context.num_dims:
+            raise ValueError(f"label must be from 0 to {context.num_dims - 1}, got {label}")
+        classes = range(context.num_dims) if label is None else [label]
+        return torch.eye(context.num_dims)[torch.tensor(list(classes)).repeat_interleave(num)]
+    if isinstance(context, Quadrants):
+        few = run.data.test.subset(min(COLUMNS, len(run.data.test)), seed).context
+        return None if few is None else few.repeat_interleave(num, 0)
+    return None
+
+
+def images(run: Run, obs: Tensor, given: Tensor | None) -> Tensor:
+    """Observations as pictures (n, *image shape) in [0, 1]; given quadrants are put back in their place."""
+    unit = run.data.space.to_unit(obs)
+    context = run.data.context
+    return context.join(given, unit) if isinstance(context, Quadrants) and given is not None else unit
+
+
+def plot_samples(run: Run, path: Path, *, num: int = 8, seed: int = 0, label: int | None = None) -> Path:
+    """A grid of draws; one row per class or per test image where the model is conditional."""
+    drawn = draw_samples(run, num, seed, label)
+    obs, given = drawn["obs"], drawn.get("given")
+    pictures = images(run, obs, given)
+    columns, row_labels = num, None
+    if isinstance(run.data.context, Labels):
+        row_labels = [str(int(row.argmax())) for row in given[::num]] if given is not None else None
+    elif isinstance(run.data.context, Quadrants) and given is not None:
+        pictures, row_labels = _beside_truth(run, pictures, num, seed)
+        columns = num + 1
+    else:
+        columns = min(COLUMNS, num)
+    title = f"samples of {run.config.model}, {run.data.name}"
+    return plots.plot_images(pictures.numpy(), path, columns=columns, row_labels=row_labels, title=title)
+
+
+def _beside_truth(run: Run, pictures: Tensor, num: int, seed: int) -> tuple[Tensor, list[str]]:
+    """The true test image before the draws that continue its given part."""
+    few = run.data.test.subset(len(pictures) // num, seed)
+    truth = images(run, few.obs, few.context)
+    rows = [torch.cat([truth[i : i + 1], pictures[i * num : (i + 1) * num]]) for i in range(len(truth))]
+    return torch.cat(rows), ["truth | draws"] * len(rows)
+
+
+def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) -> Path:
+    """Test images above the mean of p(x | z) at one draw z from the guide."""
+    few: Batch = run.data.test.subset(min(num, len(run.data.test)), seed)
+    args = (few.obs,) if few.context is None else (few.obs, few.context)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        means = traces.reconstruct(traces.as_pair(run.model), args)
+    shown = [images(run, obs, few.context) for obs in (few.obs, means)]
+    return plots.plot_reconstructions(shown[0], shown[1], path)
+
+
+def plot_history(run: Run, path: Path) -> Path | None:
+    """ELBO curves, if the run was fitted by SVI."""
+    with open(run.path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return plots.plot_history(rows, path) if rows and "valid_elbo" in rows[0] else None
+
+
+def plot_run(run: Run) -> list[Path]:
+    """All pictures that the run allows, written into its directory."""
+    paths = [plot_samples(run, run.path / "samples.png")]
+    if traces.latent_sites(traces.as_pair(run.model), _few(run))[0]:
+        paths.append(plot_reconstructions(run, run.path / "reconstructions.png"))
+    curve = plot_history(run, run.path / "elbo.png")
+    return paths if curve is None else [*paths, curve]
+
+
+def _few(run: Run) -> tuple[Tensor, ...]:
+    batch = run.data.valid
+    return (batch.obs[:2],) if batch.context is None else (batch.obs[:2], batch.context[:2])

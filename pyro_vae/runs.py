@@ -1,0 +1,184 @@
+"""Run directories: a configuration, the fit it describes, its checkpoint, its evaluation, read back by name."""
+
+import dataclasses
+import inspect
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vae import checkpoint, models
+from pyro_vae.data import Data, load_data
+from pyro_vae.fitting import fit
+from pyro_vae.spaces import Space
+from pyro_vae.svi import History
+
+GIVEN = ("label", "quadrants")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on: the same configuration gives the same digits on the same machine.
+
+    Attributes:
+        model: file name in models/.
+        data: name or path of the data set.
+        root: where torchvision's files lie.
+        space: "binary", "quantized", "real", or None for the data set's default.
+        binarization: "dynamic" or "static".
+        given: None, "label" or "quadrants": what the model conditions on.
+        quadrants: how many are given.
+        options: arguments of the model's constructor.
+        fit: arguments of `fit`.
+        seed: seed of the split, the binarisation, the start and the fit.
+    """
+
+    model: str
+    data: str = "digits"
+    root: str | None = None
+    space: str | None = None
+    binarization: str = "dynamic"
+    given: str | None = None
+    quadrants: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.given is not None and self.given not in GIVEN:
+            raise ValueError(f"given must be one of {', '.join(GIVEN)}, got {self.given!r}")
+
+    def save(self, path: Path) -> None:
+        """Write the configuration as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: Path) -> "Config":
+        """Read what `save` wrote; a FileNotFoundError or ValueError says what is wrong with the file."""
+        if not path.is_file():
+            raise FileNotFoundError(f"no run at {path.parent}: {path.name} is missing")
+        try:
+            return Config(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not the configuration of a run: {error}") from error
+
+    def load_data(self) -> Data:
+        """The data as this run sees them."""
+        data = load_data(
+            self.data,
+            space=self.space,  # type: ignore[arg-type]
+            root=self.root,
+            seed=self.seed,
+            binarization=self.binarization,  # type: ignore[arg-type]
+        )
+        return data if self.given is None else data.given(self.given, self.quadrants)  # type: ignore[arg-type]
+
+    def build(self, data: Data) -> nn.Module:
+        """The model at its start, its random numbers drawn from the seed."""
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(self.seed)
+            return build_model(self.model, data, self.options)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fitted model with its configuration and data, as read from a run directory."""
+
+    path: Path
+    config: Config
+    data: Data
+    model: nn.Module
+
+
+def model_class(name: str) -> type:
+    """The class in models/`name`.py; a ValueError lists the files that there are."""
+    listing = models.listing()
+    if name not in listing:
+        raise ValueError(f"model must be one of {', '.join(listing)}, got {name!r}")
+    return getattr(models, listing[name])
+
+
+def is_conditional(name: str) -> bool:
+    """Whether a model needs a context."""
+    return "context" in inspect.signature(model_class(name)).parameters
+
+
+def suits(name: str, space: Space) -> bool:
+    """Whether a model can live in a space."""
+    return isinstance(space, model_class(name).spaces)  # type: ignore[attr-defined]
+
+
+def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
+    """A model by file name; errors name the options that its constructor does not have, or the missing context."""
+    cls = model_class(name)
+    known = [p for p in inspect.signature(cls).parameters if p not in ("space", "context")]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    if not is_conditional(name):
+        if data.context is not None:
+            raise ValueError(f"{name} models p(x) and takes no context, but the data are given {data.context}")
+        return cls(data.space, **options)
+    if data.context is None:
+        raise ValueError(f"{name} needs a context: data given the label or some quadrants")
+    return cls(data.space, data.context, **options)
+
+
+def train(
+    config: Config, out: Path, *, device: str | None = None, resume: bool = False, progress: bool = False
+) -> tuple[Run, History]:
+    """Fit the model of a configuration into the directory `out`: config.json, history.csv, checkpoint.pt, fit.json."""
+    if resume and Config.load(out / "config.json") != config:
+        raise ValueError(f"cannot resume {out}: its config.json differs from the run asked for")
+    data = config.load_data()
+    model = config.build(data)
+    config.save(out / "config.json")
+    cpu = time.process_time()
+    history = fit(model, data, device=device, out=out, resume=resume, progress=progress, seed=config.seed, **config.fit)
+    cpu = time.process_time() - cpu
+    record = {
+        "status": history.status,
+        "best_epoch": history.best_epoch,
+        "best_valid_elbo": history.best_valid_elbo,
+        "seconds": history.seconds,
+        "cpu_seconds": cpu,
+        "threads": torch.get_num_threads(),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "test_sha256": data.test.digest,
+    }
+    (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return Run(out, config, data, model), history
+
+
+def open_run(path: Path, *, root: str | None = None) -> Run:
+    """Read a run directory back: configuration, data (from `root`, if they have moved) and the fitted model.
+
+    Raises:
+        FileNotFoundError: there is no finished run.
+        ValueError: the test data are not those that the run was made for.
+    """
+    config = Config.load(path / "config.json")
+    if root is not None:
+        config = dataclasses.replace(config, root=root)
+    data = config.load_data()
+    model = config.build(data)
+    model.load_state_dict(checkpoint.load(path / "checkpoint.pt")["model"])
+    record = path / "fit.json"
+    digest = json.loads(record.read_text(encoding="utf-8"))["test_sha256"] if record.is_file() else None
+    if digest is not None and digest != data.test.digest:
+        raise ValueError(
+            f"the test data of {path} had SHA-256 {digest}, those found now have {data.test.digest}: the data set has "
+            "changed"
+        )
+    return Run(path, config, data, model.eval())
+
+
+def fit_record(path: Path) -> dict[str, Any]:
+    """What `train` noted of the fit: status, seconds, parameters."""
+    return json.loads((path / "fit.json").read_text(encoding="utf-8"))

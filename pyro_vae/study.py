@@ -1,0 +1,194 @@
+"""The main job: which models stand in a comparison, how each is fitted, and the whole of it in one call."""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.comparison import Comparison, compare
+from pyro_vae.data import Data
+from pyro_vae.estimators.evaluate import log_likelihood
+from pyro_vae.estimators.importance import importance_sampling
+from pyro_vae.estimators.result import LogLikelihood
+from pyro_vae.runs import Config, fit_record, is_conditional, model_class, open_run, suits, train
+from pyro_vae.spaces import Binary
+
+LARGE = 10_000  # training data from which the settings of the literature for MNIST are taken
+
+# How a VAE or CVAE is fitted unless one says otherwise: small data early stop, large data run their course.
+FIT_SMALL = {"num_epochs": 300, "batch_size": 64, "learning_rate": 3e-3, "kl_warmup": 20, "patience": 60}
+FIT_LARGE = {"num_epochs": 500, "batch_size": 256, "learning_rate": 4e-3, "validate_every": 5}
+NET_SMALL = {"latent_dim": 16, "hidden_dims": [200, 200]}
+NET_LARGE = {"latent_dim": 50, "hidden_dims": [200, 200]}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a comparison: its name, the model's file name, and what differs from the defaults."""
+
+    name: str
+    model: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fit: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def default_entries(data: Data) -> list[Entry]:
+    """The models that suit the data, from the simplest baseline up, with settings for their size."""
+    large = len(data.train) >= LARGE
+    neural: dict[str, Any] = {"options": NET_LARGE if large else NET_SMALL, "fit": FIT_LARGE if large else FIT_SMALL}
+    if data.context is not None:
+        baseline = {"num_epochs": 30 if large else 100, "patience": 5 if large else 20}
+        return [
+            Entry("baseline", "conditional_independent_pixel", fit=baseline),
+            Entry("cvae", "cvae", **neural),
+        ]
+    entries = [Entry("independent_pixel", "independent_pixel"), *_mixtures(data, large)]
+    entries += [Entry("ppca", "ppca", {"latent_dim": NET_LARGE["latent_dim"] if large else 16})]
+    entries += [Entry("vae", "vae", **neural)]
+    entries += [Entry("cvae", "cvae", **neural)] if data.train.labels is not None else []
+    return [entry for entry in entries if suits(entry.model, data.space)]
+
+
+def _mixtures(data: Data, large: bool) -> list[Entry]:
+    if isinstance(data.space, Binary):
+        sizes = (100, 500) if large else (20,)
+        return [Entry(f"bernoulli_mixture_{k}", "bernoulli_mixture", {"num_components": k}) for k in sizes]
+    return [Entry("gmm", "gmm", {"num_components": 20 if large else 10})]
+
+
+def named_entries(data: Data, names: Sequence[str]) -> list[Entry]:
+    """Entries by name: of the defaults, or any file in models/ with its own defaults."""
+    defaults = {entry.name: entry for entry in default_entries(data)}
+    entries = []
+    for name in names:
+        entry = defaults.get(name) or Entry(name, name)
+        model_class(entry.model)
+        if not suits(entry.model, data.space):
+            raise ValueError(f"{name} cannot live in {data.space}")
+        entries.append(entry)
+    return entries
+
+
+def configure(entry: Entry, base: Config, fit: dict[str, Any]) -> Config:
+    """The configuration of an entry: the base's data and seed, the entry's model, its settings changed by `fit`."""
+    given = base.given or ("label" if is_conditional(entry.model) else None)
+    by_svi = not hasattr(model_class(entry.model), "maximum_likelihood")
+    settings = {**entry.fit, **fit} if by_svi else entry.fit
+    return dataclasses.replace(base, model=entry.model, options=entry.options, fit=settings, given=given)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row's work, as a worker process gets it."""
+
+    name: str
+    config: Config
+    out: Path
+    num_particles: int
+    device: str | None
+    threads: int | None
+    resume: bool
+    progress: bool
+
+
+def fit_and_score(job: Job) -> str:
+    """Fit, evaluate on the test data once, save both; a finished run is left as it is when resuming."""
+    import torch
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    if job.resume and _is_done(job):
+        return job.name
+    started = job.resume and (job.out / "checkpoint.pt").is_file()
+    if not (started and _is_fitted(job)):
+        _, history = train(job.config, job.out, device=job.device, resume=started, progress=job.progress)
+        if history.status == "interrupted":
+            raise KeyboardInterrupt
+    run = open_run(job.out)
+    result = log_likelihood(
+        run.model,
+        run.data.test,
+        estimator=importance_sampling(job.num_particles),
+        seed=job.config.seed,
+        device=job.device,
+        progress=job.progress,
+    )
+    save_evaluation(result, job.out)
+    return job.name
+
+
+def _is_fitted(job: Job) -> bool:
+    same = (job.out / "config.json").is_file() and Config.load(job.out / "config.json") == job.config
+    return same and (job.out / "fit.json").is_file() and fit_record(job.out)["status"] != "interrupted"
+
+
+def _is_done(job: Job) -> bool:
+    path = job.out / "evaluation.npz"
+    if not (_is_fitted(job) and path.is_file()):
+        return False
+    result = LogLikelihood.load(path)
+    return result.estimator == "exact" or result.num_particles == job.num_particles
+
+
+def save_evaluation(result: LogLikelihood, out: Path, name: str = "evaluation") -> list[Path]:
+    """Per-image figures as npz and CSV, the summary as JSON; the marginal, if there is one, beside them."""
+    paths = [out / f"{name}.npz", out / f"{name}.csv", out / f"{name}.json"]
+    result.save(paths[0])
+    result.to_csv(paths[1])
+    summary = result.summary()
+    if result.marginal is not None:
+        paths.append(out / f"{name}_marginal.csv")
+        result.marginal.to_csv(paths[-1])
+        summary["marginal"] = result.marginal.summary()
+    paths[2].write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return paths
+
+
+def run_jobs(jobs: Sequence[Job], num_workers: int, say: Callable[[str], None]) -> None:
+    """All jobs, in this process or side by side in workers; the first failure stops the rest."""
+    if num_workers == 1:
+        for job in jobs:
+            say(f"{fit_and_score(job)} done")
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        futures = {pool.submit(fit_and_score, job): job.name for job in jobs}
+        try:
+            for future in as_completed(futures):
+                say(f"{future.result()} done")
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            with contextlib.suppress(OSError):
+                _stop(pool)
+            raise
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gather(jobs: Sequence[Job]) -> tuple[Comparison | None, list[Comparison]]:
+    """The comparison of log p(x), and those of log p(x | ·) that stand beside it; read from the run directories."""
+    groups: dict[str, dict[str, LogLikelihood]] = {}
+    for job in jobs:
+        result = LogLikelihood.load(job.out / "evaluation.npz")
+        for each in (result, result.marginal):
+            if each is not None:
+                groups.setdefault(each.quantity, {})[job.name] = each
+    seconds = {job.name: fit_record(job.out)["seconds"] for job in jobs}
+    comparisons = {name: compare(group, train_seconds=seconds) for name, group in groups.items()}
+    main = comparisons.pop("log p(x)", None)
+    return main, list(comparisons.values())

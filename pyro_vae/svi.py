@@ -1,0 +1,320 @@
+"""Stochastic variational inference: one fit by a Pyro ELBO and one torch optimizer, its history and its checkpoint."""
+
+import copy
+import csv
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyro_vae import checkpoint, traces
+from pyro_vae.data import Batch, Data
+from pyro_vae.traces import Pair
+
+OBJECTIVES = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
+SCHEDULES = ("constant", "cosine", "one_cycle")
+VALID_ROWS = 2000  # data per block of the validation ELBO
+SAVE_SECONDS = 10.0  # a checkpoint at most this often, and always at the end
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became NaN or infinite; the message names the step and the site that went bad."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the course of an SVI fit; see `fit`."""
+
+    num_epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    schedule: str = "one_cycle"
+    adam_eps: float = 1e-4
+    kl_warmup: int = 0
+    objective: str = "trace"
+    num_particles: int = 1
+    patience: int | None = None
+    validate_every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("objective", self.objective, OBJECTIVES)
+        for name in ("num_epochs", "batch_size", "num_particles", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class History:
+    """How a fit went.
+
+    Attributes:
+        rows: one dict per epoch (SVI: epoch, train_elbo, valid_elbo, kl_weight, learning_rate, seconds) or per
+            iteration (maximum likelihood: epoch, train_log_prob); ELBO and log p in nats per datum.
+        best_epoch: the epoch whose parameters the model now has.
+        best_valid_elbo: its validation ELBO, nats per datum; None for maximum likelihood.
+        status: "finished", "early stop" or "interrupted".
+        seconds: wall-clock seconds, earlier parts of a resumed run included.
+    """
+
+    rows: tuple[dict[str, float | None], ...]
+    best_epoch: int
+    best_valid_elbo: float | None
+    status: str
+    seconds: float
+
+
+def write_rows(rows: Sequence[dict[str, float | None]], path: Path) -> None:
+    """Write the rows of a history as CSV with a header; what is unknown stays empty."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["epoch"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise a ValueError that lists the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+class Run:
+    """One SVI fit: its state, and what moves it on by a step or an epoch."""
+
+    def __init__(self, pair: Pair, data: Data, settings: Settings, device: torch.device, out: Path | None) -> None:
+        self.pair, self.settings, self.device, self.out = pair, settings, device, out
+        self.data = data.to(device)
+        self.module = nn.ModuleList(pair.modules).to(device)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the pair has no parameters to fit: model and guide must be torch modules that hold them")
+        vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if settings.num_particles > 1 else {}
+        self.elbo = OBJECTIVES[settings.objective](num_particles=settings.num_particles, **vectorize)
+        self.steps_per_epoch = -(-len(data.train) // settings.batch_size)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, eps=settings.adam_eps, fused=True)
+        self.scheduler = _scheduler(self.optimizer, settings, settings.num_epochs * self.steps_per_epoch)
+        self.generator = torch.Generator(device).manual_seed(settings.seed)  # permutation and binarisation
+        self.epoch, self.step, self.seconds, self.saved = 0, 0, 0.0, time.perf_counter()
+        self.rows: list[dict[str, float | None]] = []
+        self.best: dict[str, Any] = {"epoch": 0, "valid_elbo": None, "model": None}
+        self.boundary: dict[str, Any] = {}
+
+    def go(self, resume: bool, progress: bool) -> History:
+        """All epochs, whatever ends them, and the best parameters at the end."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(cuda), _quiet_nan():
+            torch.manual_seed(self.settings.seed)
+            self._load() if resume else self._initialize()
+            try:
+                status = self._epochs(progress)
+            except KeyboardInterrupt:
+                status = "interrupted"
+            except NonFiniteLoss:
+                self._finish("stopped")
+                raise
+            return self._finish(status)
+
+    def _initialize(self) -> None:
+        for module in self.module:
+            initialize: Any = getattr(module, "initialize", None)
+            if initialize is not None:
+                initialize(self.data.train.obs)
+        few = tuple(arg[:2] for arg in _arguments(self.data.valid))
+        traces.check_pair(self.pair, few)
+        self.elbo.loss(self.pair.model, self.pair.guide, *few)  # once under Pyro's checks; the loop goes without them
+        self.boundary = self._snapshot()
+
+    def _epochs(self, progress: bool) -> str:
+        total, done = self.settings.num_epochs * len(self.data.train), self.epoch * len(self.data.train)
+        with _bar(total, done, progress) as bar, pyro.validation_enabled(False):
+            while self.epoch < self.settings.num_epochs:
+                started = time.perf_counter()
+                train_elbo = self._train_epoch(bar)
+                self.epoch += 1
+                self._record(train_elbo, time.perf_counter() - started)
+                self.boundary = self._snapshot()
+                if self.out is not None and time.perf_counter() - self.saved > SAVE_SECONDS:
+                    self._save(self.out)
+                self._show(bar)
+                if self._stale():
+                    return "early stop"
+        return "finished"
+
+    def _train_epoch(self, bar: Any) -> float:
+        """One pass over a permutation of the training data; the mean ELBO, nats per datum."""
+        batch = self.data.epoch(self.generator)
+        order = torch.randperm(len(batch), generator=self.generator, device=self.device)
+        self.module.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for index in order.split(self.settings.batch_size):
+            total += self._train_step(tuple(arg[index] for arg in _arguments(batch))) * len(index)
+            bar.update(len(index))
+        return -float(total) / len(batch)
+
+    def _train_step(self, args: tuple[Tensor, ...]) -> Tensor:
+        weight = self.kl_weight()
+        with nullcontext() if weight == 1 else traces.scaled_latents(weight):
+            loss = self.elbo.differentiable_loss(self.pair.model, self.pair.guide, *args) / len(args[0])
+        self.step += 1
+        if not bool(loss.isfinite()):
+            raise NonFiniteLoss(self._complaint(float(loss), args))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
+
+    def _complaint(self, loss: float, args: tuple[Tensor, ...]) -> str:
+        site = traces.nonfinite_site(self.pair, args) or "no single site (their sum overflowed)"
+        return f"loss is {loss} at step {self.step} (epoch {self.epoch + 1}); not finite: {site}"
+
+    def kl_weight(self) -> float:
+        """Weight of the latent terms at this step: a straight line up to 1 over `kl_warmup` epochs."""
+        ramp = self.settings.kl_warmup * self.steps_per_epoch
+        return min(1.0, (self.step + 1) / ramp) if ramp else 1.0
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean validation ELBO, nats per datum, always with the same noise."""
+        self.module.eval()
+        cuda = [self.device] if self.device.type == "cuda" else []
+        total = 0.0
+        with torch.random.fork_rng(cuda):
+            torch.manual_seed(self.settings.seed)
+            for rows in zip(*(arg.split(VALID_ROWS) for arg in _arguments(self.data.valid)), strict=True):
+                total -= self.elbo.loss(self.pair.model, self.pair.guide, *rows)
+        return total / len(self.data.valid)
+
+    def _record(self, train_elbo: float, seconds: float) -> None:
+        """A row of the history; a loss with a KL weight below 1 is no ELBO and is left out."""
+        valid_elbo = None
+        warming = self.step - self.steps_per_epoch + 1 < self.settings.kl_warmup * self.steps_per_epoch
+        if self.epoch % self.settings.validate_every == 0 or self.epoch == self.settings.num_epochs:
+            valid_elbo = self._validate()
+            if self.best["valid_elbo"] is None or valid_elbo > self.best["valid_elbo"]:
+                state = copy.deepcopy(self.module.state_dict())
+                self.best = {"epoch": self.epoch, "valid_elbo": valid_elbo, "model": state}
+        self.seconds += seconds
+        self.rows.append(
+            {
+                "epoch": self.epoch,
+                "train_elbo": None if warming else train_elbo,
+                "valid_elbo": valid_elbo,
+                "kl_weight": min(1.0, self.kl_weight()),
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "seconds": self.seconds,
+            }
+        )
+
+    def _show(self, bar: Any) -> None:
+        elbos = {"train": self.rows[-1]["train_elbo"], "best valid": self.best["valid_elbo"]}
+        bar.set_postfix_str(", ".join(f"ELBO {k} {v:.2f}" for k, v in elbos.items() if v is not None), refresh=False)
+
+    def _stale(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.epoch - self.best["epoch"] >= patience
+
+    def _finish(self, status: str) -> History:
+        """Save the last whole epoch, and leave the model with its best parameters."""
+        if self.out is not None:
+            self._save(self.out)
+        if self.best["model"] is not None:
+            self.module.load_state_dict(self.best["model"])
+        self.module.eval()
+        return History(tuple(self.rows), self.best["epoch"], self.best["valid_elbo"], status, self.seconds)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """All that the next epoch depends on, as it is between two epochs."""
+        state = {
+            "last": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "generator": self.generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        return copy.deepcopy(state)
+
+    def _save(self, out: Path) -> None:
+        best = self.best["model"] or self.boundary["last"]
+        parts = {name: on_cpu(_part(best, i)) for i, name in enumerate(("model", "guide"))}
+        record = {"best": self.best, "seconds": self.seconds, "rows": self.rows, "settings": asdict(self.settings)}
+        checkpoint.save(out / "checkpoint.pt", {**parts, **record, **self.boundary})
+        write_rows(self.rows, out / "history.csv")
+        self.saved = time.perf_counter()
+
+    def _load(self) -> None:
+        if self.out is None:
+            raise ValueError("resume needs the directory of the run in `out`")
+        state = checkpoint.load(self.out / "checkpoint.pt")
+        _check_same_settings(state.get("settings", {}), asdict(self.settings), self.out)
+        self.module.load_state_dict(state["last"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.best, self.rows, self.seconds = state["best"], state["rows"], state["seconds"]
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.boundary = self._snapshot()
+
+
+def _arguments(batch: Batch) -> tuple[Tensor, ...]:
+    return (batch.obs,) if batch.context is None else (batch.obs, batch.context)
+
+
+def _part(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The state of one module of the pair, under the names that the module itself gives."""
+    prefix = f"{index}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with all tensors on the CPU."""
+    return {name: value.cpu() for name, value in state.items()}
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, settings: Settings, num_steps: int) -> Any:
+    schedulers = torch.optim.lr_scheduler
+    if settings.schedule == "one_cycle":
+        return schedulers.OneCycleLR(optimizer, settings.learning_rate, total_steps=num_steps + 1, pct_start=0.1)
+    if settings.schedule == "cosine":
+        return schedulers.CosineAnnealingLR(optimizer, T_max=num_steps)
+    return schedulers.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _check_same_settings(saved: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    other = [f"{name} was {saved.get(name)}, now {asked[name]}" for name in asked if saved.get(name) != asked[name]]
+    if other:
+        raise ValueError(f"cannot resume {out}: {'; '.join(other)}")
+
+
+@contextmanager
+def _bar(total: int, done: int, show: bool) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, unit="img", unit_scale=True, disable=not show, mininterval=1.0) as bar:
+        yield bar
+
+
+@contextmanager
+def _quiet_nan() -> Iterator[None]:
+    """Pyro warns of a NaN loss; `fit` raises instead, with the step and the site."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered N")
+        yield
