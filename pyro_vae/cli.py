@@ -22,10 +22,11 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, ArithmeticError) as error:
+        except (ValueError, OSError, ArithmeticError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("interrupted; what was saved can be resumed with --resume", err=True)
+            saved = ctx.invoked_subcommand in ("train", "compare")
+            click.echo(f"interrupted{'; what was saved can be resumed with --resume' * saved}", err=True)
             ctx.exit(130)
 
 
@@ -154,11 +155,11 @@ def compare_command(
     from pyro_vae.estimators.evaluate import pick_device
 
     threads = data.pop("threads")
-    device = str(pick_device(data.pop("device")))
+    device = str(pick_device(_checked(data.pop("device"))))
     base = _config(data, model="vae")
     loaded = base.load_data()
-    names = models.split(",") if models else [entry.name for entry in study.default_entries(loaded)]
-    entries = study.named_entries(loaded, names)
+    wanted = models and [name.strip() for name in models.split(",")]
+    entries = study.named_entries(loaded, wanted) if wanted else study.default_entries(loaded)
     workers = min(jobs or (study.num_cores() if device == "cpu" else 1), len(entries))
     if threads is None and device == "cpu":
         threads = max(1, study.num_cores() // workers)
@@ -176,7 +177,7 @@ def compare_command(
         for entry in entries
     ]
     click.echo(f"{loaded.name}: {len(loaded.train)} train, {len(loaded.valid)} valid, {len(loaded.test)} test")
-    click.echo(f"rows: {', '.join(names)} ({workers} at a time on {device})")
+    click.echo(f"rows: {', '.join(entry.name for entry in entries)} ({workers} at a time on {device})")
     study.run_jobs(work, workers, click.echo)
     _report(work, loaded.name, out)
 
@@ -285,7 +286,19 @@ def _prepare(options: dict[str, Any]) -> str | None:
     threads = options.pop("threads")
     if threads is not None:
         torch.set_num_threads(threads)
-    return options.pop("device")
+    return _checked(options.pop("device"))
+
+
+def _checked(device: str | None) -> str | None:
+    """The device, if there is one of this name."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"no device {device!r}: {reason}", param_hint="--device") from error
+    return device
 
 
 def _config(data: dict[str, Any], **rest: Any) -> "Config":

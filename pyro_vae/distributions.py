@@ -45,6 +45,8 @@ class _Discretized(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         low = (value - 0.5 - self.loc) / self.scale
         high = (value + 0.5 - self.loc) / self.scale
         low = torch.where(value <= 0, torch.full_like(low, -OPEN), low)
@@ -56,6 +58,16 @@ class _Discretized(TorchDistribution):
             shape = self._extended_shape(sample_shape)
             draw = self.loc + self.scale * self._standard(shape)
             return draw.round().clamp(0, self.levels - 1)
+
+    @property
+    def mean(self) -> Tensor:
+        """E X = Σ_{l >= 1} P(X >= l)."""
+        return torch.stack([self._above(level - 0.5) for level in range(1, self.levels)]).sum(0)
+
+    def _above(self, threshold: float) -> Tensor:
+        """P(Y > threshold)."""
+        inf = torch.full_like(self.loc, OPEN)
+        return self._log_interval((threshold - self.loc) / self.scale, inf).exp()
 
     def _log_interval(self, low: Tensor, high: Tensor) -> Tensor:
         raise NotImplementedError
@@ -133,13 +145,14 @@ def _over_mass(edge: Tensor, log_mass: Tensor) -> Tensor:
 
 
 LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
+Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 class Levels(Categorical):
     """Any law on the grey levels 0..L-1, by logits (..., L); values are floating point, as all observations are."""
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return super().sample(sample_shape).to(self.logits.dtype)
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
 
 
 class Mixture(TorchDistribution):
@@ -159,13 +172,13 @@ class Mixture(TorchDistribution):
         self,
         logits: Tensor,
         components: "Components",
-        shape: tuple[int, ...],
-        batch_shape: tuple[int, ...] = (),
+        shape: Shape,
+        batch_shape: Shape = (),
     ) -> None:
         self.log_weights, self.components = logits.log_softmax(-1), components
         super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Mixture":
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "Mixture":
         return Mixture(self.log_weights, self.components, self.event_shape, batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -174,9 +187,9 @@ class Mixture(TorchDistribution):
         log_prob = torch.logsumexp(self.log_weights + self.components.log_prob(rows), -1).reshape(lead)
         return log_prob.expand(torch.broadcast_shapes(lead, self.batch_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
-            shape = self._extended_shape(sample_shape)
+            shape = self._extended_shape(torch.Size(sample_shape))
             index = self.log_weights.exp().multinomial(shape.numel() // self.event_shape.numel(), replacement=True)
             rows = self.log_weights.new_empty(len(index), self.event_shape.numel())
             for k in index.unique().tolist():

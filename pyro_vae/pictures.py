@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from pyro_vae import plots, traces
 from pyro_vae.data import Batch
 from pyro_vae.runs import Run
-from pyro_vae.spaces import Labels, Quadrants
+from pyro_vae.spaces import Labels, Quadrants, Quantized
 
 COLUMNS = 8
 
@@ -86,9 +87,18 @@ def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) 
     args = (few.obs,) if few.context is None else (few.obs, few.context)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
-        means = traces.reconstruct(traces.as_pair(run.model), args)
+        means = _mean(run, traces.observation(traces.as_pair(run.model), args))
     shown = [images(run, obs, few.context) for obs in (few.obs, means)]
     return plots.plot_reconstructions(shown[0], shown[1], path)
+
+
+def _mean(run: Run, law: Any) -> Tensor:
+    """The mean of p(x | z); on grey levels Σ_l l p(l), which no law of theirs need have ready."""
+    space = run.data.space
+    if not isinstance(space, Quantized):
+        return law.mean
+    pixels, zero = law.base_dist, torch.zeros(law.shape())
+    return sum((level * pixels.log_prob(zero + level).exp() for level in range(space.levels)), zero)
 
 
 def plot_history(run: Run, path: Path) -> Path | None:

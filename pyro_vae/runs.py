@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import checkpoint, models
+from pyro_vae import checkpoint, models, svi
 from pyro_vae.data import Data, load_data
 from pyro_vae.fitting import fit
 from pyro_vae.spaces import Space
-from pyro_vae.svi import History
 
 GIVEN = ("label", "quadrants")
 
@@ -121,23 +120,45 @@ def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    if not is_conditional(name):
-        if data.context is not None:
-            raise ValueError(f"{name} models p(x) and takes no context, but the data are given {data.context}")
-        return cls(data.space, **options)
-    if data.context is None:
+    if not is_conditional(name) and data.context is not None:
+        raise ValueError(f"{name} models p(x) and takes no context, but the data are given {data.context}")
+    if is_conditional(name) and data.context is None:
         raise ValueError(f"{name} needs a context: data given the label or some quadrants")
-    return cls(data.space, data.context, **options)
+    where = (data.space,) if data.context is None else (data.space, data.context)
+    try:
+        return cls(*where, **options)
+    except (TypeError, RuntimeError) as error:  # an option of the wrong type or size
+        raise ValueError(f"{name} cannot be built with {dict(options)}: {error}") from error
+
+
+def check_settings(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a fit setting that the model's way of fitting does not have, or that is no number."""
+    own_way: Any = getattr(model, "maximum_likelihood", None)
+    by_svi = own_way is None or settings.get("method") == "svi"
+    parameters = inspect.signature(svi.Settings if by_svi else own_way).parameters
+    known = {name: p.default for name, p in parameters.items() if name not in ("obs", "seed", "progress")}
+    unknown = [name for name in settings if name not in (*known, "method")]
+    if unknown:
+        raise ValueError(f"fit has no setting {', '.join(unknown)} here; it has {', '.join(known) or 'none'}")
+    for name, value in settings.items():
+        default = known.get(name, "")
+        if isinstance(default, str) or (value is None and default is None):
+            continue
+        if not isinstance(value, int | float if isinstance(default, float) else int):
+            raise ValueError(f"{name} must be a{'' if isinstance(default, float) else ' whole'} number, got {value!r}")
 
 
 def train(
     config: Config, out: Path, *, device: str | None = None, resume: bool = False, progress: bool = False
-) -> tuple[Run, History]:
+) -> tuple[Run, svi.History]:
     """Fit the model of a configuration into the directory `out`: config.json, history.csv, checkpoint.pt, fit.json."""
     if resume and Config.load(out / "config.json") != config:
         raise ValueError(f"cannot resume {out}: its config.json differs from the run asked for")
     data = config.load_data()
     model = config.build(data)
+    check_settings(model, config.fit)
+    if not resume:
+        _clear(out)
     config.save(out / "config.json")
     cpu = time.process_time()
     history = fit(model, data, device=device, out=out, resume=resume, progress=progress, seed=config.seed, **config.fit)
@@ -154,6 +175,12 @@ def train(
     }
     (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return Run(out, config, data, model), history
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier run left: were this one killed, a resumed run must not take it for its own."""
+    for name in ("fit.json", "checkpoint.pt", "evaluation.npz"):
+        (out / name).unlink(missing_ok=True)
 
 
 def open_run(path: Path, *, root: str | None = None) -> Run:

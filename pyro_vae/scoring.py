@@ -12,7 +12,7 @@ from pyro_vae import sources
 from pyro_vae.data import Batch
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.runs import Run
-from pyro_vae.spaces import Binary, Labels, Quadrants
+from pyro_vae.spaces import Binary, Labels, Quadrants, Real, Space
 
 MAD_TO_SD = 1.4826  # of a normal law: its standard deviation over its median absolute deviation
 
@@ -29,7 +29,8 @@ class Outlier:
 def rank(result: LogLikelihood) -> list[Outlier]:
     """The images, least likely first.
 
-    The deviation is (log p - median)/(1.4826 MAD), MAD the median absolute deviation; NaN where all are alike.
+    The deviation is (log p - median)/(1.4826 MAD), MAD the median absolute deviation; NaN where MAD is 0, that is
+    where more than half are alike.
     """
     log_prob = result.log_prob
     center = np.median(log_prob)
@@ -67,10 +68,20 @@ def read_batch(path: Path, run: Run, *, binarize: bool = False, seed: int = 0) -
         values = _bits(values, levels, space, part.what, seed)
     if isinstance(context, Quadrants):
         replace(space, shape=context.image_shape).check(values, part.what)
+        _check_scale(values, space, part.what)
         given, missing = context.split(values)
         return Batch(missing, space.to_unit(given), space=space)
     space.check(values, part.what)
+    _check_scale(values, space, part.what)
     return Batch(values, _one_hot(part, context), space=space)
+
+
+def _check_scale(values: torch.Tensor, space: Space, what: str) -> None:
+    """Grey levels enter `Real` as (x + u) / levels: raw levels are no such numbers, though they are real."""
+    if isinstance(space, Real) and space.levels is not None and not bool(((values >= 0) & (values < 1)).all()):
+        value = float(values[(values < 0) | (values >= 1)][0])
+        expected = f"numbers in [0, 1), grey levels as (x + u) / {space.levels}"
+        raise ValueError(f"{what} must hold {expected}, for {space}, found {value:g}")
 
 
 def _bits(values: torch.Tensor, levels: int | None, space: object, what: str, seed: int) -> torch.Tensor:

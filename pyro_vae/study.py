@@ -67,6 +67,8 @@ def named_entries(data: Data, names: Sequence[str]) -> list[Entry]:
     defaults = {entry.name: entry for entry in default_entries(data)}
     entries = []
     for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"rows must have different names, got {name} more than once")
         entry = defaults.get(name) or Entry(name, name)
         model_class(entry.model)
         if not suits(entry.model, data.space):
@@ -133,7 +135,11 @@ def _is_done(job: Job) -> bool:
     if not (_is_fitted(job) and path.is_file()):
         return False
     result = LogLikelihood.load(path)
-    return result.estimator == "exact" or result.num_particles == job.num_particles
+    if (result.seed, result.digest) != (job.config.seed, fit_record(job.out)["test_sha256"]):
+        return False  # `evaluate` left the figures of another seed or of a subset
+    return result.estimator == "exact" or (
+        result.estimator == "importance_sampling" and result.num_particles == job.num_particles
+    )
 
 
 def save_evaluation(result: LogLikelihood, out: Path, name: str = "evaluation") -> list[Path]:

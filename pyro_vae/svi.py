@@ -52,6 +52,10 @@ class Settings:
         for name in ("num_epochs", "batch_size", "num_particles", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, or None, got {self.patience}")
+        if self.kl_warmup < 0:
+            raise ValueError(f"kl_warmup must not be negative, got {self.kl_warmup}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
@@ -140,6 +144,8 @@ class Run:
         total, done = self.settings.num_epochs * len(self.data.train), self.epoch * len(self.data.train)
         with _bar(total, done, progress) as bar, pyro.validation_enabled(False):
             while self.epoch < self.settings.num_epochs:
+                if self._stale():
+                    return "early stop"
                 started = time.perf_counter()
                 train_elbo = self._train_epoch(bar)
                 self.epoch += 1
@@ -148,8 +154,6 @@ class Run:
                 if self.out is not None and time.perf_counter() - self.saved > SAVE_SECONDS:
                     self._save(self.out)
                 self._show(bar)
-                if self._stale():
-                    return "early stop"
         return "finished"
 
     def _train_epoch(self, bar: Any) -> float:
@@ -164,10 +168,10 @@ class Run:
         return -float(total) / len(batch)
 
     def _train_step(self, args: tuple[Tensor, ...]) -> Tensor:
+        self.step += 1
         weight = self.kl_weight()
         with nullcontext() if weight == 1 else traces.scaled_latents(weight):
             loss = self.elbo.differentiable_loss(self.pair.model, self.pair.guide, *args) / len(args[0])
-        self.step += 1
         if not bool(loss.isfinite()):
             raise NonFiniteLoss(self._complaint(float(loss), args))
         self.optimizer.zero_grad()
@@ -181,13 +185,13 @@ class Run:
         return f"loss is {loss} at step {self.step} (epoch {self.epoch + 1}); not finite: {site}"
 
     def kl_weight(self) -> float:
-        """Weight of the latent terms at this step: a straight line up to 1 over `kl_warmup` epochs."""
+        """Weight of the latent terms at step `step`, counted from 1: a straight line up to 1 over `kl_warmup` epochs."""
         ramp = self.settings.kl_warmup * self.steps_per_epoch
-        return min(1.0, (self.step + 1) / ramp) if ramp else 1.0
+        return min(1.0, self.step / ramp) if ramp else 1.0
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Mean validation ELBO, nats per datum, always with the same noise."""
+        """Mean validation ELBO, nats per datum, always with the same noise; NaN raises."""
         self.module.eval()
         cuda = [self.device] if self.device.type == "cuda" else []
         total = 0.0
@@ -195,6 +199,10 @@ class Run:
             torch.manual_seed(self.settings.seed)
             for rows in zip(*(arg.split(VALID_ROWS) for arg in _arguments(self.data.valid)), strict=True):
                 total -= self.elbo.loss(self.pair.model, self.pair.guide, *rows)
+                if math.isnan(total):
+                    site = traces.nonfinite_site(self.pair, rows) or "no single site"
+                    where = f"after step {self.step} (epoch {self.epoch})"
+                    raise NonFiniteLoss(f"validation ELBO is nan {where}; not finite: {site}")
         return total / len(self.data.valid)
 
     def _record(self, train_elbo: float, seconds: float) -> None:
@@ -212,7 +220,7 @@ class Run:
                 "epoch": self.epoch,
                 "train_elbo": None if warming else train_elbo,
                 "valid_elbo": valid_elbo,
-                "kl_weight": min(1.0, self.kl_weight()),
+                "kl_weight": self.kl_weight(),
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "seconds": self.seconds,
             }
@@ -223,8 +231,11 @@ class Run:
         bar.set_postfix_str(", ".join(f"ELBO {k} {v:.2f}" for k, v in elbos.items() if v is not None), refresh=False)
 
     def _stale(self) -> bool:
+        """Whether an epoch that was validated is `patience` or more epochs past the best one."""
         patience = self.settings.patience
-        return patience is not None and self.epoch - self.best["epoch"] >= patience
+        if patience is None or not self.rows or self.rows[-1]["valid_elbo"] is None:
+            return False
+        return self.epoch - self.best["epoch"] >= patience
 
     def _finish(self, status: str) -> History:
         """Save the last whole epoch, and leave the model with its best parameters."""
@@ -247,14 +258,14 @@ class Run:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        return copy.deepcopy(state)
+        so_far = {"best": self.best, "rows": list(self.rows), "seconds": self.seconds}  # replaced, never changed
+        return {**copy.deepcopy(state), **so_far}
 
     def _save(self, out: Path) -> None:
         best = self.best["model"] or self.boundary["last"]
         parts = {name: on_cpu(_part(best, i)) for i, name in enumerate(("model", "guide"))}
-        record = {"best": self.best, "seconds": self.seconds, "rows": self.rows, "settings": asdict(self.settings)}
-        checkpoint.save(out / "checkpoint.pt", {**parts, **record, **self.boundary})
-        write_rows(self.rows, out / "history.csv")
+        checkpoint.save(out / "checkpoint.pt", {**parts, "settings": asdict(self.settings), **self.boundary})
+        write_rows(self.boundary["rows"], out / "history.csv")
         self.saved = time.perf_counter()
 
     def _load(self) -> None:
@@ -292,7 +303,8 @@ def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _scheduler(optimizer: torch.optim.Optimizer, settings: Settings, num_steps: int) -> Any:
     schedulers = torch.optim.lr_scheduler
     if settings.schedule == "one_cycle":
-        return schedulers.OneCycleLR(optimizer, settings.learning_rate, total_steps=num_steps + 1, pct_start=0.1)
+        rise = max(0.1, 2 / (num_steps + 1))  # at least one step: torch divides by the length of the rise
+        return schedulers.OneCycleLR(optimizer, settings.learning_rate, total_steps=num_steps + 1, pct_start=rise)
     if settings.schedule == "cosine":
         return schedulers.CosineAnnealingLR(optimizer, T_max=num_steps)
     return schedulers.LambdaLR(optimizer, lambda step: 1.0)

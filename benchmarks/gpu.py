@@ -1,0 +1,139 @@
+"""Fit and evaluate the MNIST table on one device; each row is saved as it ends.
+
+python benchmarks/gpu.py --root data                        # on a GPU: the whole, under 10 minutes
+python benchmarks/gpu.py --root data --device cpu --small   # the same code on a CPU, a few minutes
+"""
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import pyro_vae as pv
+
+FULL = {"epochs": 200, "particles": 5000, "num_test": 10_000, "mixtures": (100, 500)}
+SMALL = {"epochs": 2, "particles": 200, "num_test": 200, "mixtures": (20,)}
+VAE_FIT = {"batch_size": 256, "learning_rate": 4e-3, "validate_every": 5}
+NET = {"latent_dim": 50, "hidden_dims": (200, 200)}
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    root = Path(__file__).resolve().parents[1]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "kind": device.type,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit or None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+class Report:
+    """The rows so far, written anew after each."""
+
+    def __init__(self, path: Path, header: dict[str, object]) -> None:
+        self.path, self.contents = path, {**header, "rows": []}
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, **row: object) -> None:
+        self.contents["rows"].append(row)
+        self.path.write_text(json.dumps(self.contents, indent=2, allow_nan=False) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(device: torch.device, work):
+    synchronise(device)
+    started = time.perf_counter()
+    result = work()
+    synchronise(device)
+    return result, time.perf_counter() - started
+
+
+def peak_gib(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+def figures(result: pv.LogLikelihood) -> dict[str, object]:
+    keep = ("quantity", "estimator", "num_particles", "direction", "mean_log_prob", "mc_se", "test_se", "notes")
+    summary = result.summary()
+    return {key: summary[key] for key in keep} | {"n": len(result), "sha256": result.digest}
+
+
+def row(report: Report, device: torch.device, name: str, model, data, test, settings: dict, estimator) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    history, fit_seconds = timed(device, lambda: pv.fit(model, data, device=device, seed=0, **settings))
+    result, seconds = timed(device, lambda: pv.log_likelihood(model, test, estimator=estimator, device=device))
+    again = pv.log_likelihood(model, test.subset(min(100, len(test))), estimator=estimator, device=device)
+    twice = pv.log_likelihood(model, test.subset(min(100, len(test))), estimator=estimator, device=device)
+    common = {"model": name, "fit_seconds": fit_seconds, "fit_rows": len(history.rows), "peak_gib": peak_gib(device)}
+    same = bool((again.log_prob == twice.log_prob).all())
+    samples = max(1, result.num_particles) * len(result)
+    rate = {"seconds": seconds, "image_samples_per_second": samples / seconds, "same_digits_twice": same}
+    report.add(**common, **rate, **figures(result))
+    if result.marginal is not None:
+        report.add(model=f"{name}, marginal", **figures(result.marginal))
+
+
+def agreement(report: Report, device: torch.device, vae, test) -> None:
+    """The same parameters scored on this device and on the CPU: equal within the Monte Carlo error."""
+    few = test.subset(min(50, len(test)), seed=1)
+    estimator = pv.importance_sampling(num_particles=500)
+    here = pv.log_likelihood(vae, few, estimator=estimator, device=device)
+    cpu = pv.log_likelihood(vae, few, estimator=estimator, device="cpu", seed=1)
+    error = math.hypot(here.mc_se, cpu.mc_se)
+    report.add(model="vae, this device against the CPU", difference=here.mean - cpu.mean, mc_se=error, n=len(few))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data", help="where torchvision's MNIST lies or goes")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    size = SMALL if arguments.small else FULL
+    name = f"gpu_{device.type}{'_small' if arguments.small else ''}.json"
+    report = Report(arguments.out / name, {"benchmark": "gpu", "setting": size, **machine(device)})
+    data = pv.load_data("mnist", root=arguments.root, seed=0)
+    labelled = data.given("label")
+    tests = [
+        split.test if size["num_test"] == len(split.test) else split.test.subset(size["num_test"])
+        for split in (data, labelled)
+    ]
+    importance = pv.importance_sampling(num_particles=size["particles"])
+    started = time.perf_counter()
+    row(report, device, "independent_pixel", pv.models.IndependentPixel(data.space), data, tests[0], {}, pv.exact())
+    for count in size["mixtures"]:
+        mixture = pv.models.BernoulliMixture(data.space, num_components=count)
+        row(report, device, f"bernoulli_mixture_{count}", mixture, data, tests[0], {}, pv.exact())
+    settings = {"num_epochs": size["epochs"], **VAE_FIT}
+    torch.manual_seed(0)
+    vae = pv.models.VAE(data.space, **NET)
+    row(report, device, "vae", vae, data, tests[0], settings, importance)
+    agreement(report, device, vae, tests[0])
+    torch.manual_seed(0)
+    cvae = pv.models.CVAE(data.space, labelled.context, **NET)
+    row(report, device, "cvae", cvae, labelled, tests[1], settings, importance)
+    report.add(model="all", seconds=time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

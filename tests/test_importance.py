@@ -1,0 +1,368 @@
+"""How importance sampling counts, streams, seeds, refuses and cleans up."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import traces
+from pyro_vae.estimators import importance
+from pyro_vae.estimators.importance import _Accumulator
+
+
+def accumulate(log_weights, num_blocks=1, jackknife=False):
+    accumulator = _Accumulator(len(log_weights), log_weights.shape[1], torch.device("cpu"), jackknife)
+    for piece in log_weights.tensor_split(num_blocks):
+        accumulator.update(piece)
+    return accumulator.finish()
+
+
+def random_weights(num_particles, num_data=3, scale=3.0):
+    generator = torch.Generator().manual_seed(num_particles)
+    return scale * torch.randn(num_particles, num_data, generator=generator, dtype=torch.float64) - 500
+
+
+def score(model, obs, guide=None, num_particles=50, **kwargs):
+    return pv.log_likelihood(
+        model, pv.Batch(obs), guide=guide, estimator=pv.importance_sampling(num_particles), **kwargs
+    )
+
+
+@pytest.mark.parametrize("num_particles", [1, 2, 7, 100, 1000])
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_streamed_figures_equal_the_definitions(num_particles, num_blocks):
+    weights = random_weights(num_particles)
+    figures = accumulate(weights, min(num_blocks, num_particles))
+    torch.testing.assert_close(figures["log_prob"], weights.logsumexp(0) - math.log(num_particles))
+    torch.testing.assert_close(figures["ess"], torch.softmax(weights, 0).square().sum(0).reciprocal())
+    if num_particles >= 8:
+        half = weights[: num_particles // 2]
+        torch.testing.assert_close(figures["half"], half.logsumexp(0) - math.log(len(half)))
+
+
+@pytest.mark.parametrize("num_particles", [2, 3, 10, 64, 65, 300, 5000])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_streamed_jackknife_equals_leaving_out_each_particle(num_particles, scale):
+    weights = random_weights(num_particles, scale=scale)
+    whole = weights.logsumexp(0) - math.log(num_particles)
+    without = torch.stack(
+        [torch.cat([weights[:k], weights[k + 1 :]]).logsumexp(0) for k in range(num_particles)]
+    ) - math.log(num_particles - 1)
+    truth = num_particles * whole - (num_particles - 1) * without.mean(0)
+    # log weights near -500 lose 1e-13 each, times K in the difference
+    torch.testing.assert_close(
+        accumulate(weights, 2, jackknife=True)["log_prob"], truth, rtol=0, atol=1e-12 * num_particles
+    )
+
+
+def test_zero_weights_count_as_particles():
+    weights = torch.tensor([[-math.inf], [0.0], [-math.inf], [0.0]], dtype=torch.float64)
+    assert float(accumulate(weights, 4)["log_prob"][0]) == pytest.approx(math.log(0.5))
+
+
+@pytest.mark.parametrize("num_particles", [1, 2, 3, 600, 5000])
+def test_exactly_the_number_of_particles_asked_for_is_drawn(num_particles):
+    drawn = []
+
+    def model(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("obs", dist.Normal(z, 1.0), obs=obs)
+
+    class Counted(dist.Normal):
+        def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+            drawn.append(self._extended_shape(sample_shape).numel())
+            return super().rsample(sample_shape)
+
+        def expand(self, batch_shape, _instance=None):
+            return Counted(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+    def guide(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", Counted(torch.zeros(len(obs)), torch.ones(len(obs))))
+
+    pair = traces.as_pair(model, guide)
+    estimator = pv.importance_sampling(num_particles)
+    tiled = not traces.broadcasts(pair, (torch.zeros(3),))
+    drawn.clear()
+    blocks = importance._Blocks(pair, (torch.zeros(3),), num_particles, 0, tiled)
+    for start, stop in blocks.data_ranges():
+        list(blocks.particles(start, stop))
+    assert sum(drawn) == 3 * num_particles
+    assert estimator.num_particles == num_particles
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, "many"])
+def test_number_of_particles_must_be_a_positive_whole_number(bad):
+    with pytest.raises(ValueError, match="num_particles must be a whole number of at least 1"):
+        pv.importance_sampling(bad)
+
+
+def test_jackknife_needs_two_particles():
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        pv.importance_sampling(1, jackknife=True)
+
+
+def test_same_seed_same_digits_other_seed_other_digits():
+    oracle = LinearGaussian(6, 2, guide="mean_field")
+    obs = oracle.draw(9)
+    first, again, other = (score(oracle.model, obs, oracle.guide, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first.log_prob, again.log_prob)
+    assert not np.array_equal(first.log_prob, other.log_prob)
+
+
+def test_another_block_size_agrees_within_the_monte_carlo_error(monkeypatch):
+    oracle = LinearGaussian(6, 2, guide="mean_field", widen=1.3)
+    obs = oracle.draw(50)
+    first = score(oracle.model, obs, oracle.guide, 1000)
+    monkeypatch.setitem(importance.BLOCK_ROWS, "cpu", 300)
+    second = score(oracle.model, obs, oracle.guide, 1000)
+    assert not np.array_equal(first.log_prob, second.log_prob)
+    assert abs(first.mean - second.mean) < 4 * math.hypot(first.mc_se, second.mc_se)
+
+
+def test_a_device_out_of_memory_gets_smaller_parts_and_the_same_digits(monkeypatch):
+    oracle = LinearGaussian(6, 2, guide="mean_field")
+    obs = oracle.draw(9)
+    whole = score(oracle.model, obs, oracle.guide, 1000)
+    log_joint, limit = traces.log_joint, 100
+
+    def scarce(pair, args, values, num_particles, tiled):
+        if num_particles > limit:
+            raise torch.OutOfMemoryError("pretended")
+        return log_joint(pair, args, values, num_particles, tiled)
+
+    monkeypatch.setattr(traces, "log_joint", scarce)
+    parts = score(oracle.model, obs, oracle.guide, 1000)
+    np.testing.assert_allclose(parts.log_prob, whole.log_prob, rtol=1e-12)  # same noise; float64 sums in other parts
+    assert parts.notes == ("memory ran out: each block was scored in 8 parts",)
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        score(oracle.model, obs, oracle.guide, 1000)
+
+
+# Programs that are refused, or run another way
+
+
+def gaussian_model(obs):
+    with pyro.plate("data", len(obs), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("obs", dist.Normal(z, 1.0), obs=obs)
+
+
+def gaussian_guide(obs):
+    with pyro.plate("data", len(obs), dim=-1):
+        pyro.sample("z", dist.Normal(obs / 2, 0.9))
+
+
+OBS = torch.linspace(-2, 2, 9)
+TRUTH = dist.Normal(0.0, math.sqrt(2)).log_prob(OBS).numpy()
+
+
+def test_any_pyro_pair_is_scored():
+    result = score(gaussian_model, OBS, gaussian_guide, 4000)
+    assert np.all(np.abs(result.log_prob - TRUTH) < 4.5 * np.sqrt(result.variance))
+    assert result.notes == ()
+    assert str(result.space) == "Real"
+
+
+def test_a_program_that_cannot_broadcast_runs_on_tiled_data_with_the_same_law():
+    def stubborn(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("obs", dist.Normal(z.view(len(obs)), 1.0), obs=obs)  # no room for a particle axis
+
+    result = score(stubborn, OBS, gaussian_guide, 4000)
+    assert np.all(np.abs(result.log_prob - TRUTH) < 4.5 * np.sqrt(result.variance))
+    assert result.notes == ("the programs ran on tiled data, one row per particle and datum",)
+
+
+def test_a_program_that_broadcasts_to_a_wrong_answer_is_found_out():
+    def mixes_particles(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            centered = z - z.reshape(-1, len(obs)).mean(0) if z.ndim > 1 else z
+            pyro.sample("obs", dist.Normal(centered, 1.0), obs=obs)
+
+    result = score(mixes_particles, OBS, gaussian_guide, 4000)
+    assert np.all(np.abs(result.log_prob - TRUTH) < 4.5 * np.sqrt(result.variance))
+    assert result.notes
+
+
+def test_different_latent_sites_are_both_listed():
+    def other_guide(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("w", dist.Normal(obs, 1.0))
+
+    with pytest.raises(ValueError, match=r"model: \['z'\], guide: \['w'\]"):
+        score(gaussian_model, OBS, other_guide)
+
+
+def test_one_weight_for_a_whole_batch_is_refused():
+    def no_plate(obs):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(obs)), 1.0).to_event(1))
+        pyro.sample("obs", dist.Normal(z, 1.0).to_event(1), obs=obs)
+
+    def no_plate_guide(obs):
+        pyro.sample("z", dist.Normal(obs, 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"one entry per datum, got .*: put the site inside pyro.plate"):
+        score(no_plate, OBS, no_plate_guide)
+
+
+@pytest.mark.parametrize("program", ["model", "guide"])
+def test_a_scaled_site_is_refused(program):
+    scaled = {"model": gaussian_model, "guide": gaussian_guide}
+    scaled[program] = pyro.poutine.scale(scaled[program], 0.5)
+    with pytest.raises(ValueError, match=r"has scale 0\.5; a log-likelihood needs scale 1"):
+        score(scaled["model"], OBS, scaled["guide"])
+
+
+def test_a_subsampling_plate_is_refused():
+    def subsampled(obs):
+        with pyro.plate("data", 2 * len(obs), subsample_size=len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("obs", dist.Normal(z, 1.0), obs=obs)
+
+    with pytest.raises(ValueError, match="needs scale 1"):
+        score(subsampled, OBS, gaussian_guide)
+
+
+def test_a_nan_weight_names_the_datum():
+    def breaks_at_the_fifth(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            scale = torch.where(obs == 0, math.nan, 1.0)
+            pyro.sample("obs", dist.Normal(z, scale), obs=obs)
+
+    with pytest.raises(ValueError, match="log weight of datum 4 is nan"):
+        score(breaks_at_the_fifth, OBS, gaussian_guide)
+
+
+def test_an_impossible_datum_is_an_error_not_a_dropped_row():
+    def impossible(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("obs", dist.Uniform(z * 0 - 1, z * 0 + 1, validate_args=False), obs=obs)
+
+    with pytest.raises(ValueError, match="log_prob of datum 0 is -inf"):
+        score(impossible, OBS, gaussian_guide)
+
+
+def test_exact_refuses_latent_sites_and_names_them():
+    with pytest.raises(ValueError, match=r"exact\(\) needs a model without latent sites, this one has \['z'\]"):
+        pv.log_likelihood(gaussian_model, pv.Batch(OBS), guide=gaussian_guide, estimator=pv.exact())
+
+
+def test_discrete_latents_against_enumeration():
+    weights, locs = torch.tensor([0.3, 0.7]), torch.tensor([-1.0, 2.0])
+
+    def mixture(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            k = pyro.sample("k", dist.Categorical(weights))
+            pyro.sample("obs", dist.Normal(locs[k], 1.0), obs=obs)
+
+    def coin(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])))
+
+    truth = torch.logsumexp(weights.log() + dist.Normal(locs, 1.0).log_prob(OBS[:, None]), 1).numpy()
+    result = score(mixture, OBS, coin, 4000)
+    assert np.all(np.abs(result.log_prob - truth) < 4.5 * np.sqrt(result.variance))
+
+
+# The model is left as it was
+
+
+class Normalised(nn.Module):
+    """A pair with all that an evaluation could disturb: batch norm, dropout, training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.linear = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)
+
+    def model(self, obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("obs", dist.Normal(self.linear(z), 1.0).to_event(1), obs=obs)
+
+    def guide(self, obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(self.drop(self.norm(obs)), 1.0).to_event(1))
+
+
+def test_evaluation_leaves_no_trace():
+    torch.manual_seed(0)
+    pair = Normalised()
+    pair.drop.eval()  # a mixed state, to be kept as it is
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    modes = [module.training for module in pair.modules()]
+    state = torch.get_rng_state()
+    first = score(pair, torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in pair.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in pair.state_dict().items())
+    assert all(parameter.grad is None for parameter in pair.parameters())
+    assert len(pyro.get_param_store()) == 0
+    assert first.mean == score(pair, torch.randn(6, 4, generator=torch.Generator().manual_seed(0))).mean
+
+
+def test_evaluation_that_fails_leaves_no_trace_either():
+    pair = Normalised()
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="nan"):
+        score(pair, torch.full((3, 4), math.nan))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in pair.modules())
+
+
+def test_validation_settings_of_pyro_are_kept():
+    from torch.distributions import Distribution
+
+    before = Distribution._validate_args
+    score(gaussian_model, OBS, gaussian_guide)
+    assert Distribution._validate_args == before
+
+
+# Labels: the marginal
+
+
+def conditional(num_classes=3, **kwargs):
+    torch.manual_seed(0)
+    prior = tuple(torch.tensor([0.5, 0.3, 0.2]).log().tolist())
+    space = pv.Binary((2, 2))
+    return space, pv.Labels(prior), kwargs
+
+
+def test_marginal_of_an_exact_conditional_is_the_sum_over_labels():
+    space, labels, _ = conditional()
+    model = pv.models.ConditionalIndependentPixel(space, labels, hidden_dims=(8,))
+    obs = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4).reshape(16, 2, 2)
+    own = torch.arange(16) % 3
+    result = pv.log_likelihood(model, pv.Batch(obs, torch.eye(3)[own]))
+    by_label = [pv.log_likelihood(model, pv.Batch(obs, torch.eye(3)[torch.full((16,), c)])).log_prob for c in range(3)]
+    truth = np.logaddexp.reduce(np.array(labels.log_prob)[:, None] + np.stack(by_label), axis=0)
+    np.testing.assert_allclose(result.marginal.log_prob, truth, rtol=1e-6)
+    assert np.exp(truth).sum() == pytest.approx(1, abs=1e-6)  # the masses of all 16 images
+    assert result.marginal.direction == "exact"
+    assert result.quantity == "log p(x | label)"
+    assert result.marginal.quantity == "log p(x)"
+    assert result.marginal.digest == pv.Batch(obs).digest != result.digest
+
+
+def test_marginal_of_a_cvae_sums_to_one_and_counts_its_particles():
+    space, labels, _ = conditional()
+    cvae = pv.models.CVAE(space, labels, latent_dim=2, hidden_dims=(8,))
+    obs = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4).reshape(16, 2, 2)
+    batch = pv.Batch(obs, torch.eye(3)[torch.arange(16) % 3])
+    result = pv.log_likelihood(cvae, batch, estimator=pv.importance_sampling(2000))
+    mass, variance = np.exp(result.marginal.log_prob), result.marginal.variance
+    assert abs(mass.sum() - 1) < 4 * math.sqrt((mass**2 * variance).sum())
+    assert result.marginal.num_particles == 2000 + 2 * 1000
+    assert result.marginal.direction == "lower"
