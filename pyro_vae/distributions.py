@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, constraints
 from torch.nn.functional import embedding_bag, logsigmoid, softplus
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+
 
 def log_interval_logistic(low: Tensor, high: Tensor) -> Tensor:
     r"""Log of σ(high) - σ(low), stable in both tails: log σ(high) + log σ(-low) + log(1 - exp(low - high))."""
@@ -39,7 +41,7 @@ class _Discretized(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.levels - 1)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "_Discretized":
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "_Discretized":
         return type(self)(
             self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels, validate_args=False
         )
@@ -53,7 +55,7 @@ class _Discretized(TorchDistribution):
         high = torch.where(value >= self.levels - 1, torch.full_like(high, OPEN), high)
         return self._log_interval(low, high)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             shape = self._extended_shape(sample_shape)
             draw = self.loc + self.scale * self._standard(shape)
@@ -145,7 +147,6 @@ def _over_mass(edge: Tensor, log_mass: Tensor) -> Tensor:
 
 
 LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
-Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 class Levels(Categorical):

@@ -1,5 +1,6 @@
 """`fit`: a model's parameters from data, by SVI or by the model's own maximum likelihood."""
 
+import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def fit(
     own_way: Any = getattr(model, "maximum_likelihood", None)
     method = method or ("svi" if own_way is None else "maximum_likelihood")
     svi.check_choice("method", method, METHODS)
+    for name in ("train", "valid"):
+        data.space.check(getattr(data, name).obs, f"{name} obs")
     if method == "maximum_likelihood":
         if own_way is None:
             raise ValueError(f"{type(model).__name__} has no method maximum_likelihood; fit it with method='svi'")
@@ -86,6 +89,10 @@ def _maximum_likelihood(
 ) -> svi.History:
     from tqdm import tqdm
 
+    known = inspect.signature(own_way).parameters
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"{type(model).__name__}.maximum_likelihood has no setting {', '.join(unknown)}")
     started = time.perf_counter()
     with tqdm(desc=type(model).__name__, unit="iteration", disable=not progress, mininterval=1.0) as bar:
 
@@ -94,7 +101,8 @@ def _maximum_likelihood(
             bar.update()
 
         model.to(device)
-        trace = own_way(data.train.obs.to(device), seed=seed, progress=tick, **settings)
+        own = {name: value for name, value in {"seed": seed, "progress": tick}.items() if name in known}
+        trace = own_way(data.train.obs.to(device), **own, **settings)
     rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
     history = svi.History(rows, len(rows), None, "finished", time.perf_counter() - started)
     if out is not None:

@@ -59,7 +59,7 @@ class MLPDecoder(nn.Module):
     @torch.no_grad()
     def center(self, params: Tensor) -> None:
         """Let the last bias be `params` (num_params, *shape), so that training starts at the mean image."""
-        self.layers[-1].bias.copy_(params.flatten())
+        self.layers[-1].get_parameter("bias").copy_(params.flatten())
 
 
 class ConvEncoder(nn.Module):

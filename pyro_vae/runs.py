@@ -128,7 +128,8 @@ def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
     try:
         return cls(*where, **options)
     except (TypeError, RuntimeError) as error:  # an option of the wrong type or size
-        raise ValueError(f"{name} cannot be built with {dict(options)}: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} cannot be built with {dict(options)}: {reason}") from error
 
 
 def check_settings(model: nn.Module, settings: Mapping[str, Any]) -> None:

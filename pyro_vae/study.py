@@ -59,7 +59,7 @@ def _mixtures(data: Data, large: bool) -> list[Entry]:
     if isinstance(data.space, Binary):
         sizes = (100, 500) if large else (20,)
         return [Entry(f"bernoulli_mixture_{k}", "bernoulli_mixture", {"num_components": k}) for k in sizes]
-    return [Entry("gmm", "gmm", {"num_components": 20 if large else 10})]
+    return [Entry("gmm", "gmm", {"num_components": 20 if large else 40})]
 
 
 def named_entries(data: Data, names: Sequence[str]) -> list[Entry]:

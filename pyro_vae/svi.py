@@ -173,7 +173,7 @@ class Run:
         with nullcontext() if weight == 1 else traces.scaled_latents(weight):
             loss = self.elbo.differentiable_loss(self.pair.model, self.pair.guide, *args) / len(args[0])
         if not bool(loss.isfinite()):
-            raise NonFiniteLoss(self._complaint(float(loss), args))
+            raise NonFiniteLoss(self._complaint(float(loss.detach()), args))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -185,7 +185,7 @@ class Run:
         return f"loss is {loss} at step {self.step} (epoch {self.epoch + 1}); not finite: {site}"
 
     def kl_weight(self) -> float:
-        """Weight of the latent terms at step `step`, counted from 1: a straight line up to 1 over `kl_warmup` epochs."""
+        """Weight of the latent terms at this step, from 1 on: a straight line up to 1 over `kl_warmup` epochs."""
         ramp = self.settings.kl_warmup * self.steps_per_epoch
         return min(1.0, self.step / ramp) if ramp else 1.0
 

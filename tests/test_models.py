@@ -210,7 +210,8 @@ def test_plain_svi_gives_the_parameters_of_fit(case):
     fit(ours, data, method="svi", num_epochs=steps, batch_size=num, seed=7, device="cpu", **settings)
     torch.manual_seed(7)  # from here on, the draws of `fit` in its order
     plain.initialize(data.train.obs)
-    few = (data.valid.obs[:2],) if data.valid.context is None else (data.valid.obs[:2], data.valid.context[:2])
+    train, valid = (random_args(case, len(batch), seed) for seed, batch in enumerate((data.train, data.valid)))
+    few = tuple(arg[:2] for arg in valid)
     traces.check_pair(traces.as_pair(plain), few)
     Trace_ELBO().loss(plain.model, plain.guide, *few)
     generator = torch.Generator().manual_seed(7)
@@ -218,7 +219,7 @@ def test_plain_svi_gives_the_parameters_of_fit(case):
     svi = SVI(plain.model, plain.guide, pyro.optim.Adam({"lr": rate, "eps": eps * num}), Trace_ELBO())
     for _ in range(steps):
         order = torch.randperm(num, generator=generator)
-        svi.step(*(arg[order] for arg in random_args(case, num)))
+        svi.step(*(arg[order] for arg in train))
     expected = parameters(plain)
     for name, value in parameters(ours).items():
         # float32 rounding of the gradients (1e-7), over eps (1e-4), times the rate (1e-2): 1e-5
