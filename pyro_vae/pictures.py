@@ -2,15 +2,15 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae import plots, traces
 from pyro_vae.data import Batch
+from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import Run
-from pyro_vae.spaces import Labels, Quadrants, Quantized
+from pyro_vae.spaces import Labels, Quadrants
 
 COLUMNS = 8
 
@@ -28,8 +28,7 @@ def draw_samples(run: Run, num: int, seed: int, label: int | None = None) -> dic
     rows = num if context is None else len(context)
     template = torch.zeros(rows, *run.data.space.shape)
     args = (template,) if context is None else (template, context)
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
+    with own_randomness(seed):
         values = traces.simulate(traces.as_pair(run.model), args)
     return {"obs": values["obs"]} if context is None else {"obs": values["obs"], "given": context}
 
@@ -85,20 +84,10 @@ def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) 
     """Test images above the mean of p(x | z) at one draw z from the guide."""
     few: Batch = run.data.test.subset(min(num, len(run.data.test)), seed)
     args = (few.obs,) if few.context is None else (few.obs, few.context)
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
-        means = _mean(run, traces.observation(traces.as_pair(run.model), args))
+    with own_randomness(seed):
+        means = traces.reconstruct(traces.as_pair(run.model), args)
     shown = [images(run, obs, few.context) for obs in (few.obs, means)]
     return plots.plot_reconstructions(shown[0], shown[1], path)
-
-
-def _mean(run: Run, law: Any) -> Tensor:
-    """The mean of p(x | z); on grey levels Σ_l l p(l), which no law of theirs need have ready."""
-    space = run.data.space
-    if not isinstance(space, Quantized):
-        return law.mean
-    pixels, zero = law.base_dist, torch.zeros(law.shape())
-    return sum((level * pixels.log_prob(zero + level).exp() for level in range(space.levels)), zero)
 
 
 def plot_history(run: Run, path: Path) -> Path | None:

@@ -15,6 +15,7 @@ from torch import nn
 from pyro_vae import checkpoint, models, svi
 from pyro_vae.data import Data, load_data
 from pyro_vae.fitting import fit
+from pyro_vae.randomness import own_randomness
 from pyro_vae.spaces import Space
 
 GIVEN = ("label", "quadrants")
@@ -80,8 +81,7 @@ class Config:
 
     def build(self, data: Data) -> nn.Module:
         """The model at its start, its random numbers drawn from the seed."""
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(self.seed)
+        with own_randomness(self.seed):
             return build_model(self.model, data, self.options)
 
 
@@ -132,21 +132,23 @@ def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"{name} cannot be built with {dict(options)}: {reason}") from error
 
 
-def check_settings(model: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a fit setting that the model's way of fitting does not have, or that is no number."""
-    own_way: Any = getattr(model, "maximum_likelihood", None)
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a fit setting that the way of fitting a model does not have, or that makes no sense."""
+    own_way: Any = getattr(model_class(name), "maximum_likelihood", None)
     by_svi = own_way is None or settings.get("method") == "svi"
     parameters = inspect.signature(svi.Settings if by_svi else own_way).parameters
-    known = {name: p.default for name, p in parameters.items() if name not in ("obs", "seed", "progress")}
-    unknown = [name for name in settings if name not in (*known, "method")]
+    known = {key: p.default for key, p in parameters.items() if key not in ("self", "obs", "seed", "progress")}
+    unknown = [key for key in settings if key not in (*known, "method")]
     if unknown:
-        raise ValueError(f"fit has no setting {', '.join(unknown)} here; it has {', '.join(known) or 'none'}")
-    for name, value in settings.items():
-        default = known.get(name, "")
+        raise ValueError(f"the fit of {name} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    for key, value in settings.items():
+        default = known.get(key, "")
         if isinstance(default, str) or (value is None and default is None):
             continue
         if not isinstance(value, int | float if isinstance(default, float) else int):
-            raise ValueError(f"{name} must be a{'' if isinstance(default, float) else ' whole'} number, got {value!r}")
+            raise ValueError(f"{key} must be a{'' if isinstance(default, float) else ' whole'} number, got {value!r}")
+    if by_svi:
+        svi.Settings(**{key: value for key, value in settings.items() if key != "method"})
 
 
 def train(
@@ -155,9 +157,9 @@ def train(
     """Fit the model of a configuration into the directory `out`: config.json, history.csv, checkpoint.pt, fit.json."""
     if resume and Config.load(out / "config.json") != config:
         raise ValueError(f"cannot resume {out}: its config.json differs from the run asked for")
+    check_settings(config.model, config.fit)
     data = config.load_data()
     model = config.build(data)
-    check_settings(model, config.fit)
     if not resume:
         _clear(out)
     config.save(out / "config.json")
@@ -175,7 +177,7 @@ def train(
         "test_sha256": data.test.digest,
     }
     (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return Run(out, config, data, model), history
+    return Run(out, config, data, model.cpu()), history  # where the data lie
 
 
 def _clear(out: Path) -> None:

@@ -16,7 +16,7 @@ from pyro_vae.data import Data
 from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.result import LogLikelihood
-from pyro_vae.runs import Config, fit_record, is_conditional, model_class, open_run, suits, train
+from pyro_vae.runs import Config, check_settings, fit_record, is_conditional, model_class, open_run, suits, train
 from pyro_vae.spaces import Binary
 
 LARGE = 10_000  # training data from which the settings of the literature for MNIST are taken
@@ -82,6 +82,7 @@ def configure(entry: Entry, base: Config, fit: dict[str, Any]) -> Config:
     given = base.given or ("label" if is_conditional(entry.model) else None)
     by_svi = not hasattr(model_class(entry.model), "maximum_likelihood")
     settings = {**entry.fit, **fit} if by_svi else entry.fit
+    check_settings(entry.model, settings)
     return dataclasses.replace(base, model=entry.model, options=entry.options, fit=settings, given=given)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae import checkpoint, traces
 from pyro_vae.data import Batch, Data
+from pyro_vae.randomness import own_randomness
 from pyro_vae.traces import Pair
 
 OBJECTIVES = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
@@ -117,9 +118,7 @@ class Run:
 
     def go(self, resume: bool, progress: bool) -> History:
         """All epochs, whatever ends them, and the best parameters at the end."""
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda), _quiet_nan():
-            torch.manual_seed(self.settings.seed)
+        with own_randomness(self.settings.seed, self.device), _quiet_nan():
             self._load() if resume else self._initialize()
             try:
                 status = self._epochs(progress)
@@ -149,7 +148,7 @@ class Run:
                 started = time.perf_counter()
                 train_elbo = self._train_epoch(bar)
                 self.epoch += 1
-                self._record(train_elbo, time.perf_counter() - started)
+                self._record(train_elbo, started)
                 self.boundary = self._snapshot()
                 if self.out is not None and time.perf_counter() - self.saved > SAVE_SECONDS:
                     self._save(self.out)
@@ -193,10 +192,8 @@ class Run:
     def _validate(self) -> float:
         """Mean validation ELBO, nats per datum, always with the same noise; NaN raises."""
         self.module.eval()
-        cuda = [self.device] if self.device.type == "cuda" else []
         total = 0.0
-        with torch.random.fork_rng(cuda):
-            torch.manual_seed(self.settings.seed)
+        with own_randomness(self.settings.seed, self.device):
             for rows in zip(*(arg.split(VALID_ROWS) for arg in _arguments(self.data.valid)), strict=True):
                 total -= self.elbo.loss(self.pair.model, self.pair.guide, *rows)
                 if math.isnan(total):
@@ -205,7 +202,7 @@ class Run:
                     raise NonFiniteLoss(f"validation ELBO is nan {where}; not finite: {site}")
         return total / len(self.data.valid)
 
-    def _record(self, train_elbo: float, seconds: float) -> None:
+    def _record(self, train_elbo: float, started: float) -> None:
         """A row of the history; a loss with a KL weight below 1 is no ELBO and is left out."""
         valid_elbo = None
         warming = self.step - self.steps_per_epoch + 1 < self.settings.kl_warmup * self.steps_per_epoch
@@ -214,7 +211,7 @@ class Run:
             if self.best["valid_elbo"] is None or valid_elbo > self.best["valid_elbo"]:
                 state = copy.deepcopy(self.module.state_dict())
                 self.best = {"epoch": self.epoch, "valid_elbo": valid_elbo, "model": state}
-        self.seconds += seconds
+        self.seconds += time.perf_counter() - started
         self.rows.append(
             {
                 "epoch": self.epoch,

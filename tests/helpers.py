@@ -96,11 +96,16 @@ def random_args(case, num=5, seed=0):
     return (obs,) if given is None else (obs, given)
 
 
-def random_data(case, sizes=(8, 4, 3)):
+def random_data(case, sizes=(8, 4, 3), dtype=torch.float32):
     """Random train, validation and test data for a model."""
     _, space, context = case
-    batches = [Batch(*random_args(case, num, seed), space=space) for seed, num in enumerate(sizes)]
-    return Data("random", space, *batches, context=context)
+    parts = ((arg.to(dtype) for arg in random_args(case, num, seed)) for seed, num in enumerate(sizes))
+    return Data("random", space, *(Batch(*part, space=space) for part in parts), context=context)
+
+
+def arguments(batch):
+    """What the programs of a model are called with, for a batch."""
+    return (batch.obs,) if batch.context is None else (batch.obs, batch.context)
 
 
 def parameters(module):

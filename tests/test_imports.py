@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
-    {"distributions", "networks", "diagnostics", "em"},
+    {"distributions", "networks", "diagnostics", "em", "randomness"},
     {"spaces"},
     {"sources", "datasets", "data", "traces"},
     {"guides"},

@@ -6,6 +6,7 @@ import pyro
 import pytest
 import torch
 from helpers import (
+    arguments,
     build,
     case_id,
     cases,
@@ -204,14 +205,13 @@ def test_two_instances_share_no_parameters(case):
 
 @every_model
 def test_plain_svi_gives_the_parameters_of_fit(case):
-    data, ours, plain = random_data(case), build(case), build(case)
+    data, ours, plain = random_data(case, dtype=torch.float64), build(case).double(), build(case).double()
     num, steps, rate, eps = len(data.train), 3, 1e-2, 1e-4
     settings = {"learning_rate": rate, "adam_eps": eps, "schedule": "constant", "validate_every": steps}
     fit(ours, data, method="svi", num_epochs=steps, batch_size=num, seed=7, device="cpu", **settings)
     torch.manual_seed(7)  # from here on, the draws of `fit` in its order
     plain.initialize(data.train.obs)
-    train, valid = (random_args(case, len(batch), seed) for seed, batch in enumerate((data.train, data.valid)))
-    few = tuple(arg[:2] for arg in valid)
+    few = tuple(arg[:2] for arg in arguments(data.valid))
     traces.check_pair(traces.as_pair(plain), few)
     Trace_ELBO().loss(plain.model, plain.guide, *few)
     generator = torch.Generator().manual_seed(7)
@@ -219,11 +219,11 @@ def test_plain_svi_gives_the_parameters_of_fit(case):
     svi = SVI(plain.model, plain.guide, pyro.optim.Adam({"lr": rate, "eps": eps * num}), Trace_ELBO())
     for _ in range(steps):
         order = torch.randperm(num, generator=generator)
-        svi.step(*(arg[order] for arg in train))
+        svi.step(*(arg[order] for arg in arguments(data.train)))
     expected = parameters(plain)
     for name, value in parameters(ours).items():
-        # float32 rounding of the gradients (1e-7), over eps (1e-4), times the rate (1e-2): 1e-5
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-5, msg=lambda text, name=name: name + text)
+        # in float64: rounding of the gradients (1e-14), over eps (1e-4), times the rate (1e-2): 1e-12
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9, msg=lambda text, name=name: name + text)
 
 
 @pytest.mark.parametrize("case", CONV, ids=case_id)

@@ -15,6 +15,7 @@ from pyro_vae import spaces, traces
 from pyro_vae.estimators.exact import Exact
 from pyro_vae.estimators.importance import Estimate, ImportanceSampling, importance_sampling
 from pyro_vae.estimators.result import LogLikelihood
+from pyro_vae.randomness import derived_seed, own_randomness
 from pyro_vae.traces import Pair, Program
 
 if TYPE_CHECKING:
@@ -104,10 +105,8 @@ def _untouched(pair: Pair, device: torch.device, seed: int) -> Iterator[None]:
     modules = [module for root in pair.modules for module in root.modules()]
     training = [module.training for module in modules]
     homes = [next((p.device for p in root.parameters()), device) for root in pair.modules]
-    cuda = [device] if device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(cuda), pyro.validation_enabled(False):
-            torch.manual_seed(seed)
+        with torch.no_grad(), own_randomness(seed, device), pyro.validation_enabled(False):
             for root in pair.modules:
                 root.eval().to(device)
             yield
@@ -167,8 +166,7 @@ def _marginal(
         for shift in range(1, num_classes):
             label = (own_label + shift) % num_classes
             other = torch.nn.functional.one_hot(label, num_classes).to(context)
-            block = np.random.SeedSequence((seed, shift)).generate_state(1)[0]
-            estimates.append(estimator(pair, (obs, other), int(block), tick))
+            estimates.append(estimator(pair, (obs, other), derived_seed(seed, shift), tick))
             log_priors.append(log_prior[label])
     joint = torch.stack(log_priors).numpy() + np.stack([e.log_prob for e in estimates])  # (num_classes, n)
     top = joint.max(0)

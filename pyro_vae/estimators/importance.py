@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import diagnostics, traces
 from pyro_vae.estimators.result import Direction
+from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
 # Rows (particles x data) of one block. On the CPU the logits of a block stay near the cache; on a GPU a block fills
@@ -129,7 +130,7 @@ class _Blocks:
         args = tuple(arg[start:stop] for arg in self.args)
         for first in range(0, self.num_particles, self.block_particles):
             count = min(self.block_particles, self.num_particles - first)
-            seed_generators(args[0].device, block_seed(self.seed, start, first))
+            reseed(derived_seed(self.seed, start, first), args[0].device)
             log_weights = self._block(args, count)
             _check_weights(log_weights, start)
             yield log_weights
@@ -160,18 +161,6 @@ class _Blocks:
         tiled = ("the programs ran on tiled data, one row per particle and datum",) if self.tiled else ()
         shrunk = (f"memory ran out: each block was scored in {self.shrunk} parts",) if self.shrunk > 1 else ()
         return tiled + shrunk
-
-
-def block_seed(seed: int, *index: int) -> int:
-    """A seed for one block, independent of all other blocks' (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence((seed, *index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed the CPU's generator and, on a GPU, the device's; `torch.manual_seed` is slow where CUDA is built in."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _check_weights(log_weights: Tensor, start: int) -> None:

@@ -1,0 +1,32 @@
+"""Random numbers: seeds that do not meet, and stretches of code with random numbers of their own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derived_seed(seed: int, *index: int) -> int:
+    """A seed for one part of a computation, independent of all other parts' (numpy's SeedSequence)."""
+    return int(np.random.SeedSequence((seed, *index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and, for a GPU, that device's; all other devices keep theirs.
+
+    `torch.manual_seed` would touch every GPU, and is slow where CUDA is built in but absent.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Random numbers from `seed` inside; the global state is as before afterwards."""
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        reseed(seed, device)
+        yield
