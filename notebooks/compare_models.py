@@ -165,9 +165,12 @@ print(comparison.table(), comparison.pairs_table(), sep="\n\n")
 
 # %%
 first = comparison.pairs[0]
+shares = {name: results[name].frac_khat_high for name in (first.a, first.b)}
+doubts = [f"k-hat is above 0.7 for {share:.0%} of the images under {name}" for name, share in shares.items() if share]
 print(
-    f"On {comparison.num_data} held-out digits: {first.verdict}. The estimates of these two differ by "
-    f"{first.difference:.2f} nats per image, {comparison.level:.0%} interval {first.low:.2f} to {first.high:.2f} over "
-    f"draws of the test set, for one fit of each model."
+    f"On {comparison.num_data} held-out digits, one fit of each model: {first.verdict} (by {first.difference:.2f} nats "
+    f"per image, {comparison.level:.0%} interval {first.low:.2f} to {first.high:.2f} over draws of the test set"
+    + "".join(f"; {doubt}" for doubt in doubts)
+    + ")."
 )
 Image(pv.plots.plot_comparison(comparison, "comparison.png"))

@@ -220,6 +220,8 @@ def sample_command(run: Path, num: int, label: int | None, root: str | None, out
 
     opened = runs.open_run(run, root=root)
     path = out or run / "samples.png"
+    if path.suffix != ".png":
+        raise click.BadParameter(f"expected a file that ends in .png, got {path}", param_hint="--out")
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.plot_samples(opened, path, num=num, seed=seed, label=label)
     drawn = pictures.draw_samples(opened, num, seed, label)

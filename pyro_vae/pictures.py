@@ -60,24 +60,25 @@ def plot_samples(run: Run, path: Path, *, num: int = 8, seed: int = 0, label: in
     drawn = draw_samples(run, num, seed, label)
     obs, given = drawn["obs"], drawn.get("given")
     pictures = images(run, obs, given)
-    columns, row_labels = num, None
+    columns, row_labels, title = num, None, f"samples of {run.config.model}, {run.data.name}"
     if isinstance(run.data.context, Labels):
         row_labels = [str(int(row.argmax())) for row in given[::num]] if given is not None else None
     elif isinstance(run.data.context, Quadrants) and given is not None:
-        pictures, row_labels = _beside_truth(run, pictures, num, seed)
-        columns = num + 1
+        pictures, columns = _beside_truth(run, run.data.context.mask(), pictures, num, seed), num + 2
+        title += f": what is given, the truth, {num} {'draw' if num == 1 else 'draws'}"
     else:
         columns = min(COLUMNS, num)
-    title = f"samples of {run.config.model}, {run.data.name}"
     return plots.plot_images(pictures.numpy(), path, columns=columns, row_labels=row_labels, title=title)
 
 
-def _beside_truth(run: Run, pictures: Tensor, num: int, seed: int) -> tuple[Tensor, list[str]]:
-    """The true test image before the draws that continue its given part."""
+def _beside_truth(run: Run, mask: Tensor, pictures: Tensor, num: int, seed: int) -> Tensor:
+    """The given part of each test image (what is missing in grey) and the whole of it before the draws."""
     few = run.data.test.subset(len(pictures) // num, seed)
     truth = images(run, few.obs, few.context)
-    rows = [torch.cat([truth[i : i + 1], pictures[i * num : (i + 1) * num]]) for i in range(len(truth))]
-    return torch.cat(rows), ["truth | draws"] * len(rows)
+    given = torch.where(mask, truth, torch.full_like(truth, 0.5))
+    rows = [torch.stack(pair) for pair in zip(given, truth, strict=True)]
+    draws = pictures.split(num)
+    return torch.cat([part for pair in zip(rows, draws, strict=True) for part in pair])
 
 
 def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) -> Path:

@@ -84,7 +84,7 @@ def require(what: str, values: np.ndarray, good: np.ndarray, expected: str) -> N
 def _npz(path: Path) -> Source:
     """Arrays train, (valid,) test with labels train_labels, ...; or one array with `labels`."""
     if path.suffix != ".npz":
-        raise ValueError(f"data must be an .npz file or a folder of images, got {path}")
+        raise ValueError(f"{path} must be an .npz file or a folder of images")
     arrays = _npz_arrays(path)
     if "train" in arrays or "test" in arrays:
         names = _split_names(path, arrays)

@@ -51,7 +51,7 @@ def log_likelihood(
         estimator: `exact()`, `importance_sampling(...)`; by default exact where there are no latent sites and
             importance sampling with 5,000 particles elsewhere.
         seed: seed of the noise; the same seed gives the same digits on the same kind of device.
-        device: where to compute; a GPU if there is one.
+        device: where to compute; a GPU if there is one, or for plain functions where `batch` lies.
         progress: show a progress bar.
 
     Returns:
@@ -61,7 +61,9 @@ def log_likelihood(
         ValueError: if model and guide differ in their latent sites, a site is scaled or not per datum, or a weight is
             NaN or infinite.
     """
-    pair, device = traces.as_pair(model, guide), pick_device(device)
+    pair = traces.as_pair(model, guide)
+    # What a plain function closes over cannot be moved, so it runs where its data lie.
+    device = pick_device(device if device is not None or pair.modules else batch.obs.device)
     space = batch.space or getattr(model, "space", None)
     if space is not None:
         space.check(batch.obs)
