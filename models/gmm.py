@@ -16,7 +16,8 @@ from ..distributions import (
     NormalComponents,
     discretized_normal_moments,
 )
-from ..em import GreyLevels, Params, RealPixels, expectation_maximization
+from ..em import Params, expectation_maximization
+from ..normal_em import GreyLevels, RealPixels
 from ..spaces import Quantized, Real, Space
 from ..traces import announce
 

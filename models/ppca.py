@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import CorrelatedComponents, Mixture
-from ..em import expect, principal_components
+from ..em import expect
+from ..normal_em import principal_components
 from ..spaces import Real, Space
 from ..traces import announce
 

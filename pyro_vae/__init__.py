@@ -15,7 +15,7 @@ _HOMES = {
     "Labels": "spaces",
     "Quadrants": "spaces",
     "fit": "fitting",
-    "History": "svi",
+    "History": "history",
     "log_likelihood": "estimators.evaluate",
     "LogLikelihood": "estimators.result",
     "exact": "estimators.exact",

@@ -9,8 +9,9 @@ import click
 
 if TYPE_CHECKING:
     from pyro_vae.comparison import Comparison
+    from pyro_vae.data import Batch
     from pyro_vae.estimators.result import LogLikelihood
-    from pyro_vae.runs import Config
+    from pyro_vae.runs import Config, Run
     from pyro_vae.study import Job
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -36,30 +37,44 @@ def main() -> None:
     """Fit latent variable models and compare them by held-out log-likelihood, with errors and a direction."""
 
 
-def _data_options(command: Callable[..., None]) -> Callable[..., None]:
-    options = [
-        click.option("--data", default="digits", help="Name (digits, mnist, ...), .npz file or folder of images."),
-        click.option("--root", default=None, help="Where torchvision's files lie or go; 'data' if not given."),
-        click.option("--space", type=click.Choice(["binary", "quantized", "real"]), help="Instead of the default."),
-        click.option("--binarization", type=click.Choice(["dynamic", "static"]), default="dynamic"),
-        click.option("--given", type=click.Choice(["label", "quadrants"]), help="What the model conditions on."),
-        click.option("--quadrants", type=click.IntRange(1, 3), default=1, help="How many quadrants are given."),
-        click.option("--seed", type=int, default=0, help="Of everything random."),
-        click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one."),
-        click.option(
-            "--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given."
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def _stacked(*options: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Several options as one decorator, in the order in which --help shows them."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
+_seed = click.option("--seed", type=int, default=0, help="Of everything random.")
+_machine = _stacked(
+    click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one."),
+    click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)
+_data_options = _stacked(
+    click.option("--data", default="digits", help="Name (digits, mnist, ...), .npz file or folder of images."),
+    click.option("--root", default=None, help="Where torchvision's files lie or go; 'data' if not given."),
+    click.option("--space", type=click.Choice(["binary", "quantized", "real"]), help="Instead of the default."),
+    click.option("--binarization", type=click.Choice(["dynamic", "static"]), default="dynamic"),
+    click.option("--given", type=click.Choice(["label", "quadrants"]), help="What the model conditions on."),
+    click.option("--quadrants", type=click.IntRange(1, 3), default=1, help="How many quadrants are given."),
+    _seed,
+)
+_run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+_moved = click.option("--root", default=None, help="Where the run's data lie now, if they have moved.")
 _out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write to.")
 _resume = click.option("--resume", is_flag=True, help="Go on from what is there.")
-_quiet = click.option("--quiet", is_flag=True, help="No progress bar.")
 _particles = click.option("--particles", type=click.IntRange(1), default=5000, help="Particles per datum.")
-_run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+_estimate_options = _stacked(
+    click.option("--estimator", type=click.Choice(["exact", "is", "is-jackknife"]), help="By the model if not given."),
+    _particles,
+    _moved,
+    _seed,
+    _machine,
+)
 
 
 @main.command("train")
@@ -69,7 +84,7 @@ _run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_
 @click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting, e.g. num_epochs=50.")
 @_out
 @_resume
-@_quiet
+@_machine
 def train_command(
     model: str, options: tuple[str, ...], fit: tuple[str, ...], out: Path, resume: bool, quiet: bool, **data: Any
 ) -> None:
@@ -89,44 +104,18 @@ def train_command(
 
 @main.command("evaluate")
 @_run
-@click.option("--estimator", type=click.Choice(["exact", "is", "is-jackknife"]), help="By the model if not given.")
-@_particles
+@_estimate_options
 @click.option("--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data.")
-@click.option("--root", default=None, help="Where the data lie now, if they have moved.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory to write to; RUN if not given.")
-@click.option("--seed", type=int, default=0, help="Of the estimator's noise and the subset.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given.")
-@_quiet
-def evaluate_command(
-    run: Path,
-    estimator: str | None,
-    particles: int,
-    num_data: int | None,
-    root: str | None,
-    out: Path | None,
-    seed: int,
-    quiet: bool,
-    **machine: Any,
-) -> None:
+def evaluate_command(run: Path, root: str | None, num_data: int | None, out: Path | None, **how: Any) -> None:
     """Held-out log p of the test data: per image as npz and CSV, the summary as JSON."""
     from pyro_vae import runs, study
-    from pyro_vae.estimators.evaluate import log_likelihood
 
-    device = _prepare(machine)
     opened = runs.open_run(run, root=root)
-    batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, seed)
-    result = log_likelihood(
-        opened.model,
-        batch,
-        estimator=_estimator(estimator, particles),
-        seed=seed,
-        device=device,
-        progress=not quiet,
-    )
+    batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, how["seed"])
+    result = _estimate(opened, batch, **how)
     folder = out or run
     folder.mkdir(parents=True, exist_ok=True)
-    _print_result(opened.config.model, result)
     for path in study.save_evaluation(result, folder):
         click.echo(f"wrote {path}")
 
@@ -139,7 +128,7 @@ def evaluate_command(
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Rows fitted side by side; on a CPU one per core.")
 @_out
 @_resume
-@_quiet
+@_machine
 def compare_command(
     models: str | None,
     particles: int,
@@ -233,52 +222,37 @@ def sample_command(run: Path, num: int, label: int | None, root: str | None, out
 @main.command("score")
 @_run
 @click.argument("images", type=click.Path(exists=True, path_type=Path))
-@click.option("--estimator", type=click.Choice(["exact", "is", "is-jackknife"]), help="By the model if not given.")
-@_particles
+@_estimate_options
 @click.option("--binarize", is_flag=True, help="Draw bits from grey levels, for a model of bits.")
-@click.option("--root", default=None, help="Where the run's data lie now, if they have moved.")
 @_out
 @click.option("--top", type=click.IntRange(1), default=10, help="Outliers to print.")
-@click.option("--seed", type=int, default=0, help="Of the estimator's noise and of the bits.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given.")
-@_quiet
-def score_command(
-    run: Path,
-    images: Path,
-    estimator: str | None,
-    particles: int,
-    binarize: bool,
-    root: str | None,
-    out: Path,
-    top: int,
-    seed: int,
-    quiet: bool,
-    **machine: Any,
-) -> None:
+def score_command(run: Path, images: Path, root: str | None, binarize: bool, out: Path, top: int, **how: Any) -> None:
     """Score images of your own (.npy, .npz with one array, or a folder), the least likely first."""
     from pyro_vae import runs, scoring, study
-    from pyro_vae.estimators.evaluate import log_likelihood
 
-    device = _prepare(machine)
     opened = runs.open_run(run, root=root)
-    batch = scoring.read_batch(images, opened, binarize=binarize, seed=seed)
-    result = log_likelihood(
-        opened.model,
-        batch,
-        estimator=_estimator(estimator, particles),
-        seed=seed,
-        device=device,
-        progress=not quiet,
-    )
+    batch = scoring.read_batch(images, opened, binarize=binarize, seed=how["seed"])
+    result = _estimate(opened, batch, **how)
     out.mkdir(parents=True, exist_ok=True)
-    _print_result(opened.config.model, result)
     ranked = scoring.rank(result)
     for place, row in enumerate(ranked[:top], start=1):
         click.echo(f"{place:4d}. image {row.index}: log p {row.log_prob:.2f} nats, {row.deviation:+.1f} robust sd")
     scoring.write_ranking(ranked, out / "outliers.csv")
     for path in [*study.save_evaluation(result, out, "scores"), out / "outliers.csv"]:
         click.echo(f"wrote {path}")
+
+
+def _estimate(
+    opened: "Run", batch: "Batch", *, estimator: str | None, particles: int, seed: int, quiet: bool, **machine: Any
+) -> "LogLikelihood":
+    """The held-out log p of a batch, printed as a table."""
+    from pyro_vae.estimators.evaluate import log_likelihood
+
+    device = _prepare(machine)
+    how = _estimator(estimator, particles)
+    result = log_likelihood(opened.model, batch, estimator=how, seed=seed, device=device, progress=not quiet)
+    _print_result(opened.config.model, result)
+    return result
 
 
 def _prepare(options: dict[str, Any]) -> str | None:

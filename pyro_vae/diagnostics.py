@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+RATIO_LIMIT = 0.8  # of the gains of two doublings: above it what is left cannot be told from them
+
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     """ESS = (Σ w)² / Σ w² over the first axis, from log weights (K, ...)."""
@@ -73,10 +75,11 @@ def doubling_check(quarter: Tensor, half: Tensor, whole: Tensor) -> tuple[float 
         whole: L from all K.
 
     Returns:
-        The remaining bias in nats (to be added; None where r is not below 1) and r; near 0.5 is healthy, above 0.8 not.
+        The remaining bias in nats (to be added; None where r is above 0.8 and the series does not settle), and r; near
+        0.5 is healthy.
     """
     first, second = float((half - quarter).mean()), float((whole - half).mean())
     if first == 0:
         return (0.0, None) if second == 0 else (None, None)
     ratio = second / first
-    return (second * ratio / (1 - ratio) if ratio < 1 else None), ratio
+    return (second * ratio / (1 - ratio) if ratio <= RATIO_LIMIT else None), ratio

@@ -11,6 +11,7 @@ from torch import nn
 from pyro_vae import checkpoint, svi, traces
 from pyro_vae.data import Data
 from pyro_vae.estimators.evaluate import pick_device
+from pyro_vae.history import History, write_rows
 from pyro_vae.traces import Program
 
 METHODS = ("svi", "maximum_likelihood")
@@ -28,7 +29,7 @@ def fit(
     progress: bool = False,
     seed: int = 0,
     **settings: Any,
-) -> svi.History:
+) -> History:
     """Fit a model in place: parameters with the best validation ELBO at the end.
 
     SVI maximises the ELBO, E_q [log p(x, z) - log q(z | x)], by Adam on minibatches, no datum left out; selection sees
@@ -86,7 +87,7 @@ def _maximum_likelihood(
     progress: bool,
     settings: dict[str, Any],
     out: str | Path | None,
-) -> svi.History:
+) -> History:
     from tqdm import tqdm
 
     known = inspect.signature(own_way).parameters
@@ -104,8 +105,8 @@ def _maximum_likelihood(
         own = {name: value for name, value in {"seed": seed, "progress": tick}.items() if name in known}
         trace = own_way(data.train.obs.to(device), **own, **settings)
     rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
-    history = svi.History(rows, len(rows), None, "finished", time.perf_counter() - started)
+    history = History(rows, len(rows), None, "finished", time.perf_counter() - started)
     if out is not None:
         checkpoint.save(Path(out) / "checkpoint.pt", {"model": svi.on_cpu(model.state_dict())})
-        svi.write_rows(rows, Path(out) / "history.csv")
+        write_rows(rows, Path(out) / "history.csv")
     return history

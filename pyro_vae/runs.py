@@ -15,6 +15,7 @@ from torch import nn
 from pyro_vae import checkpoint, models, svi
 from pyro_vae.data import Data, load_data
 from pyro_vae.fitting import fit
+from pyro_vae.history import History
 from pyro_vae.randomness import own_randomness
 from pyro_vae.spaces import Space
 
@@ -153,7 +154,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
 
 def train(
     config: Config, out: Path, *, device: str | None = None, resume: bool = False, progress: bool = False
-) -> tuple[Run, svi.History]:
+) -> tuple[Run, History]:
     """Fit the model of a configuration into the directory `out`: config.json, history.csv, checkpoint.pt, fit.json."""
     if resume and Config.load(out / "config.json") != config:
         raise ValueError(f"cannot resume {out}: its config.json differs from the run asked for")

@@ -1,11 +1,10 @@
 """Stochastic variational inference: one fit by a Pyro ELBO and one torch optimizer, its history and its checkpoint."""
 
 import copy
-import csv
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae import checkpoint, traces
 from pyro_vae.data import Batch, Data
+from pyro_vae.history import History, write_rows
 from pyro_vae.randomness import own_randomness
 from pyro_vae.traces import Pair
 
@@ -59,34 +59,6 @@ class Settings:
             raise ValueError(f"kl_warmup must not be negative, got {self.kl_warmup}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-
-
-@dataclass(frozen=True)
-class History:
-    """How a fit went.
-
-    Attributes:
-        rows: one dict per epoch (SVI: epoch, train_elbo, valid_elbo, kl_weight, learning_rate, seconds) or per
-            iteration (maximum likelihood: epoch, train_log_prob); ELBO and log p in nats per datum.
-        best_epoch: the epoch whose parameters the model now has.
-        best_valid_elbo: its validation ELBO, nats per datum; None for maximum likelihood.
-        status: "finished", "early stop" or "interrupted".
-        seconds: wall-clock seconds, earlier parts of a resumed run included.
-    """
-
-    rows: tuple[dict[str, float | None], ...]
-    best_epoch: int
-    best_valid_elbo: float | None
-    status: str
-    seconds: float
-
-
-def write_rows(rows: Sequence[dict[str, float | None]], path: Path) -> None:
-    """Write the rows of a history as CSV with a header; what is unknown stays empty."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["epoch"])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:

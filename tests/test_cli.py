@@ -19,7 +19,7 @@ from pyro_vae.cli import main
 from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.result import ARRAYS, LogLikelihood
-from pyro_vae.svi import History
+from pyro_vae.history import History
 
 PNG = b"\x89PNG"
 SMALL_NET = ("--set", "latent_dim=2", "--set", "hidden_dims=[8]")

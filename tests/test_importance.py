@@ -141,10 +141,32 @@ def test_a_device_out_of_memory_gets_smaller_parts_and_the_same_digits(monkeypat
     monkeypatch.setattr(traces, "log_joint", scarce)
     parts = score(oracle.model, obs, oracle.guide, 1000)
     np.testing.assert_allclose(parts.log_prob, whole.log_prob, rtol=1e-12)  # same noise; float64 sums in other parts
-    assert parts.notes == ("memory ran out: each block was scored in 8 parts",)
+    assert parts.notes[0] == "memory ran out: each block was scored in 8 parts"
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         score(oracle.model, obs, oracle.guide, 1000)
+
+
+@pytest.mark.parametrize(("num_particles", "num_data"), [(1, 5000), (50, 300), (5000, 9), (20_000, 2)])
+def test_no_block_grows_with_particles_or_data(num_particles, num_data):
+    oracle = LinearGaussian(3, 1)
+    pair = traces.as_pair(oracle.model, oracle.guide)
+    blocks = importance._Blocks(pair, (oracle.draw(num_data),), num_particles, 0, tiled=False)
+    sizes = [block.numel() for start, stop in blocks.data_ranges() for block in blocks.particles(start, stop)]
+    assert max(sizes) <= importance.BLOCK_ROWS["cpu"]
+    assert sum(sizes) == num_particles * num_data
+    accumulator = _Accumulator(num_particles, 9, torch.device("cpu"), jackknife=True)
+    accumulator.update(random_weights(num_particles, 9))
+    assert len(accumulator.largest) <= max(64, 1 + 3 * math.sqrt(num_particles) + 1)
+
+
+def test_a_mean_that_still_grows_is_said():
+    gains = {"quarter": -3.0, "half": -2.0, "log_prob": -1.1, "variance": 0.0, "ess": 1.0}
+    figures = {name: torch.tensor([value], dtype=torch.float64) for name, value in gains.items()}
+    estimate = pv.importance_sampling(100)._estimate(figures, ())
+    assert estimate.doubling_bias is None
+    assert estimate.doubling_ratio == pytest.approx(0.9)
+    assert estimate.notes == ("doubling the particles still moves the mean (gains in ratio 0.90, 0.5 is healthy)",)
 
 
 # Programs that are refused, or run another way

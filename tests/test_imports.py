@@ -12,19 +12,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
-    {"distributions", "networks", "diagnostics", "em", "randomness"},
+    {"distributions", "networks", "diagnostics", "em", "normal_em", "randomness"},
     {"spaces"},
     {"sources", "datasets", "data", "traces"},
     {"guides"},
     {"models"},
     {"estimators"},
+    {"history"},
     {"svi", "fitting", "checkpoint", "comparison"},
     {"plots", "runs"},
     {"study", "pictures", "scoring"},
     {"cli"},
     {"__main__"},
 ]
-FOR_MODELS = {"distributions", "networks", "guides", "spaces", "em", "traces"}
+FOR_MODELS = {"distributions", "networks", "guides", "spaces", "em", "normal_em", "traces"}
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
 

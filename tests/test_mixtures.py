@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_vae.distributions import discretized_normal_moments
-from pyro_vae.em import expectation_maximization, k_means_plus_plus, principal_components
+from pyro_vae.em import expectation_maximization, k_means_plus_plus
 from pyro_vae.models.bernoulli_mixture import BernoulliMixture
 from pyro_vae.models.gmm import GaussianMixture
+from pyro_vae.normal_em import principal_components
 from pyro_vae.spaces import Binary, Quantized, Real
 
 COVARIANCES = ["diagonal", "spherical", "full", "low_rank"]

@@ -64,6 +64,8 @@ class ImportanceSampling:
         bias, ratio = None, None
         if "quarter" in figures and not self.jackknife:
             bias, ratio = diagnostics.doubling_check(figures["quarter"], figures["half"], figures["log_prob"])
+        if ratio is not None and ratio > diagnostics.RATIO_LIMIT:
+            notes += (f"doubling the particles still moves the mean (gains in ratio {ratio:.2f}, 0.5 is healthy)",)
         arrays = {name: figures[name].numpy() for name in ("log_prob", "variance", "ess", "khat") if name in figures}
         return Estimate(
             **arrays,
