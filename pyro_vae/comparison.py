@@ -10,6 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from pyro_vae.diagnostics import RATIO_LIMIT
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.spaces import Real
 
@@ -41,7 +42,7 @@ class Row:
         """The figures under the keys of `comparison.json`; None for what is not a finite number."""
         summary = {key: value for key, value in self.result.summary().items() if key not in OF_THE_GROUP}
         mine = {"bits_per_dim_direction": self.bits_direction, "train_seconds": self.train_seconds}
-        return _finite({"model": self.model, **summary, **mine})
+        return finite({"model": self.model, **summary, **mine})
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,15 @@ class Comparison:
             if share is not None and share > KHAT_SHARE_LIMIT:
                 text = f"the Monte Carlo error of {row.model} is not to be trusted for {share:.0%} of the data"
                 remarks.append(f"Note: {text} (k-hat > 0.7)")
+            ratio = row.result.doubling_ratio
+            if ratio is not None and ratio > RATIO_LIMIT:
+                text = f"doubling the particles still moves the mean of {row.model}"
+                remarks.append(f"Note: {text} (gains in ratio {ratio:.2f}, 0.5 is healthy)")
             remarks += [f"Note on {row.model}: {note}" for note in row.result.notes]
         return remarks
 
     def _group(self) -> dict[str, object]:
-        pairs = [_finite(asdict(pair)) for pair in self.pairs]
+        pairs = [finite(asdict(pair)) for pair in self.pairs]
         return {"rows": [row.to_dict() for row in self.rows], "pairs": pairs}
 
     def _data(self) -> dict[str, object]:
@@ -245,7 +250,7 @@ def _pair(a: Row, b: Row, level: float) -> Pair:
     return Pair(a.model, b.model, difference, se, difference - half, difference + half, direction, level)
 
 
-def _finite(values: dict[str, object]) -> dict[str, object]:
+def finite(values: dict[str, object]) -> dict[str, object]:
     """The same dictionary with None in place of NaN and infinities."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 

@@ -49,6 +49,11 @@ class Batch:
         return len(self.obs)
 
     @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """What a model is called with: obs, and the context if there is one."""
+        return (self.obs,) if self.context is None else (self.obs, self.context)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of exactly what is scored: obs, and the context if there is one.
 

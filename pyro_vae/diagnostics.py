@@ -75,11 +75,16 @@ def doubling_check(quarter: Tensor, half: Tensor, whole: Tensor) -> tuple[float 
         whole: L from all K.
 
     Returns:
-        The remaining bias in nats (to be added; None where r is above 0.8 and the series does not settle), and r; near
-        0.5 is healthy.
+        The remaining bias in nats, to be added, and r, near 0.5 where all is well. Both are None where a gain is within
+        3 of its standard errors over the data: it is then noise. The bias alone is None where r is above 0.8, as the
+        series does not settle.
     """
-    first, second = float((half - quarter).mean()), float((whole - half).mean())
-    if first == 0:
-        return (0.0, None) if second == 0 else (None, None)
+    gains = torch.stack([half - quarter, whole - half]).double()  # (2, n)
+    if gains.shape[1] < 2:
+        return None, None
+    first, second = gains.mean(1).tolist()
+    noise = gains.std(1) / math.sqrt(gains.shape[1])
+    if bool((gains.mean(1) < 3 * noise).any()) or first <= 0:
+        return None, None
     ratio = second / first
     return (second * ratio / (1 - ratio) if ratio <= RATIO_LIMIT else None), ratio

@@ -84,9 +84,8 @@ def _beside_truth(run: Run, mask: Tensor, pictures: Tensor, num: int, seed: int)
 def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) -> Path:
     """Test images above the mean of p(x | z) at one draw z from the guide."""
     few: Batch = run.data.test.subset(min(num, len(run.data.test)), seed)
-    args = (few.obs,) if few.context is None else (few.obs, few.context)
     with own_randomness(seed):
-        means = traces.reconstruct(traces.as_pair(run.model), args)
+        means = traces.reconstruct(traces.as_pair(run.model), few.arguments)
     shown = [images(run, obs, few.context) for obs in (few.obs, means)]
     return plots.plot_reconstructions(shown[0], shown[1], path)
 
@@ -101,12 +100,7 @@ def plot_history(run: Run, path: Path) -> Path | None:
 def plot_run(run: Run) -> list[Path]:
     """All pictures that the run allows, written into its directory."""
     paths = [plot_samples(run, run.path / "samples.png")]
-    if traces.latent_sites(traces.as_pair(run.model), _few(run))[0]:
+    if traces.latent_sites(traces.as_pair(run.model), run.data.valid.subset(2).arguments)[0]:
         paths.append(plot_reconstructions(run, run.path / "reconstructions.png"))
     curve = plot_history(run, run.path / "elbo.png")
     return paths if curve is None else [*paths, curve]
-
-
-def _few(run: Run) -> tuple[Tensor, ...]:
-    batch = run.data.valid
-    return (batch.obs[:2],) if batch.context is None else (batch.obs[:2], batch.context[:2])

@@ -7,9 +7,13 @@ import numpy as np
 import torch
 
 
+START, SHUFFLE, NOISE, VALIDATION = range(4)  # streams of the seed of a fit
+
+
 def derived_seed(seed: int, *index: int) -> int:
-    """A seed for one part of a computation, independent of all other parts' (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence((seed, *index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """A seed for one part of a computation, independent of those of all other indices (numpy's SeedSequence)."""
+    state = np.random.SeedSequence(seed, spawn_key=index).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
 
 
 def reseed(seed: int, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from pyro_vae import checkpoint, models, svi
 from pyro_vae.data import Data, load_data
 from pyro_vae.fitting import fit
 from pyro_vae.history import History
-from pyro_vae.randomness import own_randomness
+from pyro_vae.randomness import START, derived_seed, own_randomness
 from pyro_vae.spaces import Space
 
 GIVEN = ("label", "quadrants")
@@ -82,7 +82,7 @@ class Config:
 
     def build(self, data: Data) -> nn.Module:
         """The model at its start, its random numbers drawn from the seed."""
-        with own_randomness(self.seed):
+        with own_randomness(derived_seed(self.seed, START)):
             return build_model(self.model, data, self.options)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.comparison import Comparison, compare
+from pyro_vae.comparison import Comparison, compare, finite
 from pyro_vae.data import Data
 from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.importance import importance_sampling
@@ -23,7 +23,7 @@ LARGE = 10_000  # training data from which the settings of the literature for MN
 
 # How a VAE or CVAE is fitted unless one says otherwise: small data early stop, large data run their course.
 FIT_SMALL = {"num_epochs": 300, "batch_size": 64, "learning_rate": 3e-3, "kl_warmup": 20, "patience": 60}
-FIT_LARGE = {"num_epochs": 500, "batch_size": 256, "learning_rate": 4e-3, "validate_every": 5}
+FIT_LARGE = {"num_epochs": 400, "batch_size": 256, "learning_rate": 4e-3, "validate_every": 5}
 NET_SMALL = {"latent_dim": 16, "hidden_dims": [200, 200]}
 NET_LARGE = {"latent_dim": 50, "hidden_dims": [200, 200]}
 
@@ -152,8 +152,8 @@ def save_evaluation(result: LogLikelihood, out: Path, name: str = "evaluation") 
     if result.marginal is not None:
         paths.append(out / f"{name}_marginal.csv")
         result.marginal.to_csv(paths[-1])
-        summary["marginal"] = result.marginal.summary()
-    paths[2].write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        summary["marginal"] = finite(result.marginal.summary())
+    paths[2].write_text(json.dumps(finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return paths
 
 

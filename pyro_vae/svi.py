@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_vae import checkpoint, traces
 from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
-from pyro_vae.randomness import own_randomness
+from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness
 from pyro_vae.traces import Pair
 
 OBJECTIVES = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
@@ -82,7 +82,7 @@ class Run:
         self.steps_per_epoch = -(-len(data.train) // settings.batch_size)
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, eps=settings.adam_eps, fused=True)
         self.scheduler = _scheduler(self.optimizer, settings, settings.num_epochs * self.steps_per_epoch)
-        self.generator = torch.Generator(device).manual_seed(settings.seed)  # permutation and binarisation
+        self.generator = torch.Generator(device).manual_seed(derived_seed(settings.seed, SHUFFLE))
         self.epoch, self.step, self.seconds, self.saved = 0, 0, 0.0, time.perf_counter()
         self.rows: list[dict[str, float | None]] = []
         self.best: dict[str, Any] = {"epoch": 0, "valid_elbo": None, "model": None}
@@ -90,7 +90,7 @@ class Run:
 
     def go(self, resume: bool, progress: bool) -> History:
         """All epochs, whatever ends them, and the best parameters at the end."""
-        with own_randomness(self.settings.seed, self.device), _quiet_nan():
+        with own_randomness(derived_seed(self.settings.seed, NOISE), self.device), _quiet_nan():
             self._load() if resume else self._initialize()
             try:
                 status = self._epochs(progress)
@@ -106,7 +106,7 @@ class Run:
             initialize: Any = getattr(module, "initialize", None)
             if initialize is not None:
                 initialize(self.data.train.obs)
-        few = tuple(arg[:2] for arg in _arguments(self.data.valid))
+        few = tuple(arg[:2] for arg in self.data.valid.arguments)
         traces.check_pair(self.pair, few)
         self.elbo.loss(self.pair.model, self.pair.guide, *few)  # once under Pyro's checks; the loop goes without them
         self.boundary = self._snapshot()
@@ -134,7 +134,7 @@ class Run:
         self.module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for index in order.split(self.settings.batch_size):
-            total += self._train_step(tuple(arg[index] for arg in _arguments(batch))) * len(index)
+            total += self._train_step(tuple(arg[index] for arg in batch.arguments)) * len(index)
             bar.update(len(index))
         return -float(total) / len(batch)
 
@@ -165,8 +165,8 @@ class Run:
         """Mean validation ELBO, nats per datum, always with the same noise; NaN raises."""
         self.module.eval()
         total = 0.0
-        with own_randomness(self.settings.seed, self.device):
-            for rows in zip(*(arg.split(VALID_ROWS) for arg in _arguments(self.data.valid)), strict=True):
+        with own_randomness(derived_seed(self.settings.seed, VALIDATION), self.device):
+            for rows in zip(*(arg.split(VALID_ROWS) for arg in self.data.valid.arguments), strict=True):
                 total -= self.elbo.loss(self.pair.model, self.pair.guide, *rows)
                 if math.isnan(total):
                     site = traces.nonfinite_site(self.pair, rows) or "no single site"
@@ -252,10 +252,6 @@ class Run:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.boundary = self._snapshot()
-
-
-def _arguments(batch: Batch) -> tuple[Tensor, ...]:
-    return (batch.obs,) if batch.context is None else (batch.obs, batch.context)
 
 
 def _part(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:

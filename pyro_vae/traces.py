@@ -102,14 +102,14 @@ def draw_latents(pair: Pair, args: tuple[Tensor, ...], num_particles: int, tiled
     """
     trace = _trace(pair.guide, args, num_particles, tiled)
     values = {name: site["value"] for name, site in _latent(trace).items()}
-    return values, _log_prob(trace, len(args[0]), num_particles, tiled, program="guide")
+    return values, _log_prob(trace, args[0], num_particles, tiled, program="guide")
 
 
 def log_joint(pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool) -> Tensor:
     """Log p(x_n, z_k), shape (num_particles, n), nats, at given values of the latents."""
     model = poutine.condition(pair.model, data=values)
     trace = _trace(model, args, num_particles, tiled)
-    return _log_prob(trace, len(args[0]), num_particles, tiled, program="model")
+    return _log_prob(trace, args[0], num_particles, tiled, program="model")
 
 
 def take_particles(values: Values, start: int, stop: int, num_data: int, tiled: bool) -> Values:
@@ -207,11 +207,12 @@ def _trace(program: Program, args: tuple[Tensor, ...], num_particles: int, tiled
         return poutine.trace(program).get_trace(*args)
 
 
-def _log_prob(trace: poutine.Trace, num_data: int, num_particles: int, tiled: bool, program: str) -> Tensor:
-    """Sum of the sites' log-probabilities, one number per particle and datum, in float64."""
+def _log_prob(trace: poutine.Trace, obs: Tensor, num_particles: int, tiled: bool, program: str) -> Tensor:
+    """Sum of the sites' log-probabilities, one number per particle and datum, in float64 where `obs` lies."""
     trace.compute_log_prob()
+    num_data = len(obs)
     rows = num_particles * num_data if tiled else num_data
-    total: Tensor | float = 0.0
+    total = torch.zeros(num_particles, num_data, dtype=torch.float64, device=obs.device)
     for name, site in _samples(trace):
         _check_site(name, site, rows, program)
         log_prob = site["log_prob"].double()
@@ -220,13 +221,7 @@ def _log_prob(trace: poutine.Trace, num_data: int, num_particles: int, tiled: bo
         elif log_prob.ndim > 2:
             raise ValueError(f"site {name!r} of the {program} lies in a plate left of the particles")
         total = total + log_prob
-    return torch.as_tensor(total, dtype=torch.float64, device=trace_device(trace)).expand(num_particles, num_data)
-
-
-def trace_device(trace: poutine.Trace) -> torch.device:
-    """Where the values of a trace lie; the CPU if it has none."""
-    values = [site["value"] for _, site in _samples(trace)]
-    return values[0].device if values else torch.device("cpu")
+    return total
 
 
 def _check_site(name: str, site: Any, rows: int, program: str) -> None:

@@ -160,15 +160,6 @@ def test_no_block_grows_with_particles_or_data(num_particles, num_data):
     assert len(accumulator.largest) <= max(64, 1 + 3 * math.sqrt(num_particles) + 1)
 
 
-def test_a_mean_that_still_grows_is_said():
-    gains = {"quarter": -3.0, "half": -2.0, "log_prob": -1.1, "variance": 0.0, "ess": 1.0}
-    figures = {name: torch.tensor([value], dtype=torch.float64) for name, value in gains.items()}
-    estimate = pv.importance_sampling(100)._estimate(figures, ())
-    assert estimate.doubling_bias is None
-    assert estimate.doubling_ratio == pytest.approx(0.9)
-    assert estimate.notes == ("doubling the particles still moves the mean (gains in ratio 0.90, 0.5 is healthy)",)
-
-
 # Programs that are refused, or run another way
 
 

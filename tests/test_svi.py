@@ -18,6 +18,7 @@ from pyro_vae import checkpoint, svi, traces
 from pyro_vae.data import Batch, Data
 from pyro_vae.fitting import fit
 from pyro_vae.models import VAE, IndependentPixel
+from pyro_vae.randomness import VALIDATION, derived_seed
 from pyro_vae.spaces import Binary, Real
 
 SPACE = Binary((3, 3))
@@ -48,7 +49,7 @@ def without_seconds(rows):
 def validation_elbo(model, data, seed=0):
     """The validation ELBO at the noise that `fit` takes for it."""
     with torch.random.fork_rng([]), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(derived_seed(seed, VALIDATION))
         return -svi.Trace_ELBO().loss(model.model, model.guide, data.valid.obs) / len(data.valid)
 
 

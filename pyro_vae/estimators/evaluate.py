@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyro
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyro_vae.data import Batch
 
 Estimator = Exact | ImportanceSampling
+LABEL_SHARE = 0.01  # of p(x): a label with less says nothing of the tail of the sum
 
 
 def log_likelihood(
@@ -61,30 +62,58 @@ def log_likelihood(
         ValueError: if model and guide differ in their latent sites, a site is scaled or not per datum, or a weight is
             NaN or infinite.
     """
+    space = _space(model, batch)
     pair = traces.as_pair(model, guide)
-    # What a plain function closes over cannot be moved, so it runs where its data lie.
+    # What a plain function reads from outside cannot be moved, so it runs where its data lie.
     device = pick_device(device if device is not None or pair.modules else batch.obs.device)
-    space = batch.space or getattr(model, "space", None)
-    if space is not None:
-        space.check(batch.obs)
     started = time.perf_counter()
     with _untouched(pair, device, seed):
-        args = _arguments(model, batch, device)
+        args = _arguments(pair, batch, device)
         latent = traces.check_pair(pair, tuple(arg[:2] for arg in args))
-        estimator = estimator or (importance_sampling() if latent else Exact())
-        estimator = estimator if latent else Exact()
+        estimator = estimator if latent and estimator else importance_sampling() if latent else Exact()
         space = space or _space_of(pair, args)
         with _bar(len(batch), progress) as tick:
             estimate = estimator(pair, args, seed, tick)
-        labels = _labels(model, batch)
-        marginal = None if labels is None else _marginal(estimate, estimator, pair, args, labels, seed, progress)
-    seconds = time.perf_counter() - started
-    given = None if batch.context is None else str(getattr(model, "context", "context"))
-    common: dict[str, Any] = {"space": space, "seed": seed, "seconds": seconds}
-    whole = None
-    if marginal is not None:
-        whole = LogLikelihood(**vars(marginal), **common, digest=replace(batch, context=None).digest)
-    return LogLikelihood(**vars(estimate), **common, digest=batch.digest, given=given, marginal=whole)
+        seconds = time.perf_counter() - started
+        labels = getattr(model, "context", None)
+        whole = None
+        if isinstance(labels, spaces.Labels):
+            marginal = _marginal(estimate, estimator, pair, args, labels, seed, progress)
+            whole = LogLikelihood(
+                **vars(marginal),
+                space=space,
+                seed=seed,
+                seconds=time.perf_counter() - started,
+                digest=replace(batch, context=None).digest,
+            )
+    given = None if batch.context is None else str(labels or "context")
+    return LogLikelihood(
+        **vars(estimate),
+        space=space,
+        seed=seed,
+        seconds=seconds,
+        digest=batch.digest,
+        given=given,
+        marginal=whole,
+    )
+
+
+def _space(model: object, batch: "Batch") -> spaces.Space | None:
+    """The space of model and batch, if either states one, after checking that they belong together."""
+    if not hasattr(batch, "obs"):
+        raise TypeError(f"batch must be a Batch, as in pv.Batch(obs), got {type(batch).__name__}")
+    own = getattr(model, "space", None)
+    if own is not None and batch.space is not None and own != batch.space:
+        raise ValueError(
+            f"the model lives in {own} of shape {own.shape}, the data in {batch.space} of shape {batch.space.shape}"
+        )
+    if own is not None and (getattr(model, "context", None) is None) != (batch.context is None):
+        expected, found = ("none", "one") if batch.context is not None else (str(model.context), "none")  # type: ignore[attr-defined]
+        raise ValueError(f"the context of the model is {expected}, but the batch has {found}")
+    space = batch.space or own
+    if space is not None:
+        space.check(batch.obs)
+    return space
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -94,11 +123,10 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return torch.device(device)
 
 
-def _arguments(model: object, batch: "Batch", device: torch.device) -> tuple[Tensor, ...]:
-    dtypes = {p.dtype for p in model.parameters()} if isinstance(model, nn.Module) else set()
-    dtype = torch.float64 if torch.float64 in dtypes else batch.obs.dtype
-    tensors = [batch.obs] if batch.context is None else [batch.obs, batch.context]
-    return tuple(tensor.to(device, dtype) for tensor in tensors)
+def _arguments(pair: Pair, batch: "Batch", device: torch.device) -> tuple[Tensor, ...]:
+    """Obs and context on the device; floating point ones in the precision of the parameters."""
+    dtype = next((p.dtype for root in pair.modules for p in root.parameters() if p.is_floating_point()), None)
+    return tuple(arg.to(device, dtype if arg.is_floating_point() else None) for arg in batch.arguments)
 
 
 @contextmanager
@@ -142,11 +170,6 @@ def _space_of(pair: Pair, args: tuple[Tensor, ...]) -> spaces.Space:
     return spaces.Quantized(shape, levels=int(torch.as_tensor(top).max()) + 1)
 
 
-def _labels(model: object, batch: "Batch") -> spaces.Labels | None:
-    context = getattr(model, "context", None)
-    return context if isinstance(context, spaces.Labels) and batch.context is not None else None
-
-
 def _marginal(
     own: Estimate,
     estimator: Estimator,
@@ -156,30 +179,45 @@ def _marginal(
     seed: int,
     progress: bool,
 ) -> Estimate:
-    """Log p(x) = logsumexp_c [log p(c) + log p(x | c)], and its variance Σ_c r_c² s_c² with r_c = p(c | x)."""
+    """log p(x) = logsumexp_c [log p(c) + log p(x | c)], and its variance Σ_c r_c² s_c² with r_c = p(c | x).
+
+    Always from plain estimates: only they are unbiased for p(x | c) and may be added up.
+    """
     obs, context = args
-    num_classes = labels.num_dims
+    num_others = labels.num_dims - 1
     log_prior = torch.tensor(labels.log_prob, dtype=torch.float64)
     own_label = context.argmax(-1).cpu()
     if isinstance(estimator, ImportanceSampling):
-        estimator = estimator.with_particles(max(2, estimator.num_particles // (num_classes - 1)))
+        if estimator.jackknife:
+            own = ImportanceSampling(estimator.num_particles)(pair, args, seed, lambda num: None)
+        estimator = ImportanceSampling(max(2, estimator.num_particles // max(1, num_others)))
     estimates, log_priors = [own], [log_prior[own_label]]
-    with _bar(len(obs) * (num_classes - 1), progress) as tick:
-        for shift in range(1, num_classes):
-            label = (own_label + shift) % num_classes
-            other = torch.nn.functional.one_hot(label, num_classes).to(context)
+    with _bar(len(obs) * num_others, progress) as tick:
+        for shift in range(1, num_others + 1):
+            label = (own_label + shift) % labels.num_dims
+            other = torch.nn.functional.one_hot(label, labels.num_dims).to(context)
             estimates.append(estimator(pair, (obs, other), derived_seed(seed, shift), tick))
             log_priors.append(log_prior[label])
-    joint = torch.stack(log_priors).numpy() + np.stack([e.log_prob for e in estimates])  # (num_classes, n)
+    return _sum_over_labels(estimates, torch.stack(log_priors).numpy())
+
+
+def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estimate:
+    """The marginal of estimates of log p(x | c), one per label; k-hat is the worst of the labels with a share."""
+    joint = log_priors + np.stack([e.log_prob for e in estimates])  # (num_classes, n)
     top = joint.max(0)
     log_prob = top + np.log(np.exp(joint - top).sum(0))
     share = np.exp(joint - log_prob)
     variance = (share**2 * np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)).sum(0)
+    khats = [e.khat for e in estimates if e.khat is not None]
+    khat = np.where(share > LABEL_SHARE, np.stack(khats), -np.inf).max(0) if len(khats) == len(estimates) else None
     return replace(
-        own,
+        estimates[0],
         log_prob=log_prob,
         variance=variance,
-        num_particles=own.num_particles + sum(e.num_particles for e in estimates[1:]),
+        num_particles=sum(e.num_particles for e in estimates),
+        ess=None,
+        khat=khat,
         doubling_bias=None,
         doubling_ratio=None,
+        notes=tuple(dict.fromkeys(note for e in estimates for note in e.notes)),
     )

@@ -43,10 +43,6 @@ class ImportanceSampling:
     num_particles: int
     jackknife: bool = False
 
-    def with_particles(self, num_particles: int) -> "ImportanceSampling":
-        """The same estimator with another number of particles."""
-        return ImportanceSampling(num_particles, self.jackknife)
-
     def __call__(self, pair: Pair, args: tuple[Tensor, ...], seed: int, progress: Callable[[int], object]) -> Estimate:
         tiled = not traces.broadcasts(pair, args)
         blocks = _Blocks(pair, args, self.num_particles, seed, tiled)
@@ -64,8 +60,6 @@ class ImportanceSampling:
         bias, ratio = None, None
         if "quarter" in figures and not self.jackknife:
             bias, ratio = diagnostics.doubling_check(figures["quarter"], figures["half"], figures["log_prob"])
-        if ratio is not None and ratio > diagnostics.RATIO_LIMIT:
-            notes += (f"doubling the particles still moves the mean (gains in ratio {ratio:.2f}, 0.5 is healthy)",)
         arrays = {name: figures[name].numpy() for name in ("log_prob", "variance", "ess", "khat") if name in figures}
         return Estimate(
             **arrays,
