@@ -20,8 +20,8 @@ def draw_samples(run: Run, num: int, seed: int, label: int | None = None) -> dic
 
     Args:
         run: the fitted run.
-        num: how many; given labels, of each class (or of `label` alone); given quadrants, of each of eight test images.
-        seed: of the draws and of the choice of test images.
+        num: how many; given labels, of each class (or of `label` alone); given quadrants, of each of eight validation images.
+        seed: of the draws and of the choice of images.
         label: a class, for a model given labels.
     """
     context = _contexts(run, num, seed, label)
@@ -43,7 +43,7 @@ def _contexts(run: Run, num: int, seed: int, label: int | None) -> Tensor | None
         classes = range(context.num_dims) if label is None else [label]
         return torch.eye(context.num_dims)[torch.tensor(list(classes)).repeat_interleave(num)]
     if isinstance(context, Quadrants):
-        few = run.data.test.subset(min(COLUMNS, len(run.data.test)), seed).context
+        few = run.data.valid.subset(min(COLUMNS, len(run.data.valid)), seed).context
         return None if few is None else few.repeat_interleave(num, 0)
     return None
 
@@ -56,7 +56,7 @@ def images(run: Run, obs: Tensor, given: Tensor | None) -> Tensor:
 
 
 def plot_samples(run: Run, path: Path, *, num: int = 8, seed: int = 0, label: int | None = None) -> Path:
-    """A grid of draws; one row per class or per test image where the model is conditional."""
+    """A grid of draws; one row per class or per validation image where the model is conditional."""
     drawn = draw_samples(run, num, seed, label)
     obs, given = drawn["obs"], drawn.get("given")
     pictures = images(run, obs, given)
@@ -73,7 +73,7 @@ def plot_samples(run: Run, path: Path, *, num: int = 8, seed: int = 0, label: in
 
 def _beside_truth(run: Run, mask: Tensor, pictures: Tensor, num: int, seed: int) -> Tensor:
     """The given part of each test image (what is missing in grey) and the whole of it before the draws."""
-    few = run.data.test.subset(len(pictures) // num, seed)
+    few = run.data.valid.subset(len(pictures) // num, seed)
     truth = images(run, few.obs, few.context)
     given = torch.where(mask, truth, torch.full_like(truth, 0.5))
     rows = [torch.stack(pair) for pair in zip(given, truth, strict=True)]
@@ -82,8 +82,8 @@ def _beside_truth(run: Run, mask: Tensor, pictures: Tensor, num: int, seed: int)
 
 
 def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) -> Path:
-    """Test images above the mean of p(x | z) at one draw z from the guide."""
-    few: Batch = run.data.test.subset(min(num, len(run.data.test)), seed)
+    """Validation images above the mean of p(x | z) at one draw z from the guide."""
+    few: Batch = run.data.valid.subset(min(num, len(run.data.valid)), seed)
     with own_randomness(seed):
         means = traces.reconstruct(traces.as_pair(run.model), few.arguments)
     shown = [images(run, obs, few.context) for obs in (few.obs, means)]

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-
 START, SHUFFLE, NOISE, VALIDATION = range(4)  # streams of the seed of a fit
 
 

@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_vae import checkpoint, traces
-from pyro_vae.data import Batch, Data
+from pyro_vae.data import Data
 from pyro_vae.history import History, write_rows
 from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness
 from pyro_vae.traces import Pair

@@ -179,7 +179,7 @@ def _marginal(
     seed: int,
     progress: bool,
 ) -> Estimate:
-    """log p(x) = logsumexp_c [log p(c) + log p(x | c)], and its variance Σ_c r_c² s_c² with r_c = p(c | x).
+    """Log p(x) = logsumexp_c [log p(c) + log p(x | c)], and its variance Σ_c r_c² s_c² with r_c = p(c | x).
 
     Always from plain estimates: only they are unbiased for p(x | c) and may be added up.
     """
