@@ -60,11 +60,14 @@ _data_options = _stacked(
     click.option("--space", type=click.Choice(["binary", "quantized", "real"]), help="Instead of the default."),
     click.option("--binarization", type=click.Choice(["dynamic", "static"]), default="dynamic"),
     click.option("--given", type=click.Choice(["label", "quadrants"]), help="What the model conditions on."),
-    click.option("--quadrants", type=click.IntRange(1, 3), default=1, help="How many quadrants are given."),
+    click.option("--quadrants", type=click.IntRange(1, 3), default=None, help="How many are given; 1 if not said."),
     _seed,
 )
 _run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-_moved = click.option("--root", default=None, help="Where the run's data lie now, if they have moved.")
+_moved = _stacked(
+    click.option("--data", default=None, help="Where the run's data lie now, if they were a path that has moved."),
+    click.option("--root", default=None, help="Where torchvision's files lie now, if they have moved."),
+)
 _out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write to.")
 _resume = click.option("--resume", is_flag=True, help="Go on from what is there.")
 _particles = click.option("--particles", type=click.IntRange(1), default=5000, help="Particles per datum.")
@@ -107,11 +110,13 @@ def train_command(
 @_estimate_options
 @click.option("--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory to write to; RUN if not given.")
-def evaluate_command(run: Path, root: str | None, num_data: int | None, out: Path | None, **how: Any) -> None:
+def evaluate_command(
+    run: Path, data: str | None, root: str | None, num_data: int | None, out: Path | None, **how: Any
+) -> None:
     """Held-out log p of the test data: per image as npz and CSV, the summary as JSON."""
     from pyro_vae import runs, study
 
-    opened = runs.open_run(run, root=root)
+    opened = runs.open_run(run, data=data, root=root)
     batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, how["seed"])
     result = _estimate(opened, batch, **how)
     folder = out or run
@@ -196,24 +201,34 @@ def _group_text(group: "Comparison") -> str:
 @_run
 @click.option("--num", type=click.IntRange(1), default=8, help="Draws; given labels or quadrants, of each row.")
 @click.option("--label", type=int, default=None, help="One class only, for a model given labels.")
-@click.option("--root", default=None, help="Where the data lie now, if they have moved.")
+@_moved
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="PNG to write; RUN/samples.png if not given."
 )
 @click.option("--seed", type=int, default=0, help="Of the draws.")
-def sample_command(run: Path, num: int, label: int | None, root: str | None, out: Path | None, seed: int) -> None:
+def sample_command(
+    run: Path,
+    num: int,
+    label: int | None,
+    data: str | None,
+    root: str | None,
+    device: str | None,
+    out: Path | None,
+    seed: int,
+) -> None:
     """Draw from a fitted model: a grid of images, and the numbers beside it as npz."""
     import numpy as np
 
     from pyro_vae import pictures, runs
 
-    opened = runs.open_run(run, root=root)
+    opened = runs.open_run(run, data=data, root=root)
     path = out or run / "samples.png"
     if path.suffix != ".png":
         raise click.BadParameter(f"expected a file that ends in .png, got {path}", param_hint="--out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.plot_samples(opened, path, num=num, seed=seed, label=label)
-    drawn = pictures.draw_samples(opened, num, seed, label)
+    drawn = pictures.draw_samples(opened, num=num, seed=seed, label=label, device=_checked(device))
+    pictures.plot_samples(opened, drawn, path, num=num, seed=seed)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in drawn.items()}
     np.savez(path.with_suffix(".npz"), **arrays)
     click.echo(f"wrote {path}\nwrote {path.with_suffix('.npz')}")
@@ -226,11 +241,13 @@ def sample_command(run: Path, num: int, label: int | None, root: str | None, out
 @click.option("--binarize", is_flag=True, help="Draw bits from grey levels, for a model of bits.")
 @_out
 @click.option("--top", type=click.IntRange(1), default=10, help="Outliers to print.")
-def score_command(run: Path, images: Path, root: str | None, binarize: bool, out: Path, top: int, **how: Any) -> None:
+def score_command(
+    run: Path, images: Path, data: str | None, root: str | None, binarize: bool, out: Path, top: int, **how: Any
+) -> None:
     """Score images of your own (.npy, .npz with one array, or a folder), the least likely first."""
     from pyro_vae import runs, scoring, study
 
-    opened = runs.open_run(run, root=root)
+    opened = runs.open_run(run, data=data, root=root)
     batch = scoring.read_batch(images, opened, binarize=binarize, seed=how["seed"])
     result = _estimate(opened, batch, **how)
     out.mkdir(parents=True, exist_ok=True)
@@ -280,7 +297,10 @@ def _checked(device: str | None) -> str | None:
 def _config(data: dict[str, Any], **rest: Any) -> "Config":
     from pyro_vae.runs import Config
 
-    return Config(**data, **rest)
+    quadrants = data.pop("quadrants")
+    if quadrants is not None and data["given"] != "quadrants":
+        raise click.UsageError("--quadrants needs --given quadrants")
+    return Config(**data, quadrants=quadrants or 1, **rest)
 
 
 def _values(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -155,10 +155,11 @@ class Comparison:
         """What a reader must know beside the numbers: untrustworthy errors and the notes of the results."""
         remarks = []
         for row in self.rows:
-            share = row.result.frac_khat_high
-            if share is not None and share > KHAT_SHARE_LIMIT:
+            khat, limit = row.result.khat, row.result.khat_limit
+            share = 0.0 if khat is None else float(np.mean(khat > limit))
+            if share > KHAT_SHARE_LIMIT:
                 text = f"the Monte Carlo error of {row.model} is not to be trusted for {share:.0%} of the data"
-                remarks.append(f"Note: {text} (k-hat > 0.7)")
+                remarks.append(f"Note: {text} (k-hat > {limit:.2g})")
             ratio = row.result.doubling_ratio
             if ratio is not None and ratio > RATIO_LIMIT:
                 text = f"doubling the particles still moves the mean of {row.model}"

@@ -194,6 +194,8 @@ def load_data(
     _check_choice("space", space, (None, *get_args(SpaceName)))
     _check_choice("binarization", binarization, get_args(Binarization))
     source = read(name, root)
+    if space is None and source.default == "unclear":
+        raise ValueError(f"{name} holds whole numbers as floats: say space='quantized' for grey levels or 'real'")
     chosen = _space(source, space or cast("SpaceName", source.default))
     parts = split(source, seed)
     train, valid, test = (

@@ -36,7 +36,8 @@ def pareto_khat(largest: Tensor) -> Tensor:
             the threshold.
 
     Returns:
-        k-hat, shape (n,); -inf where the largest weights are all equal, inf where they are too far apart to tell.
+        k-hat, shape (n,); -inf where the largest weights are all equal, inf where they are too far apart to tell, NaN
+        where more than a quarter of them tie with the threshold, as they may with discrete latents.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2015, arXiv:1507.02646; the
     fit is by Zhang and Stephens, "A new and efficient estimation method for the generalized Pareto distribution", 2009.
@@ -44,7 +45,8 @@ def pareto_khat(largest: Tensor) -> Tensor:
     ordered = (largest - largest.max(0).values).sort(0).values.double()
     excess = ordered[1:].exp() - ordered[0].exp()  # (M, n), ascending
     khat = _fit_shape(excess)
-    khat = torch.where(khat.isnan(), math.inf, khat)
+    ties = ordered[1 + int(len(excess) / 4 + 0.5) - 1] == ordered[0]
+    khat = torch.where(khat.isnan(), torch.where(ties, math.nan, math.inf), khat)
     # Equal but for rounding: a tail this thin belongs to weights that are bounded.
     return torch.where(ordered[-1] - ordered[0] < 1e-9, -math.inf, khat)
 

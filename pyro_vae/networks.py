@@ -21,6 +21,8 @@ def mlp(in_dim: int, hidden_dims: Sequence[int], out_dim: int, activation: str) 
     """Fully connected layers in_dim → hidden_dims → out_dim with the activation between them, Glorot start."""
     act = activation_named(activation)
     layers: list[nn.Module] = []
+    if not all(isinstance(size, int) and size > 0 for size in (in_dim, *hidden_dims, out_dim)):
+        raise ValueError(f"layers must have positive whole sizes, got {[in_dim, *hidden_dims, out_dim]}")
     for size_in, size_out in zip([in_dim, *hidden_dims], [*hidden_dims, out_dim], strict=True):
         linear = nn.Linear(size_in, size_out)
         nn.init.xavier_uniform_(linear.weight)
@@ -135,6 +137,8 @@ def make_encoder(
     network: str, shape: Sequence[int], hidden_dims: Sequence[int], activation: str, context_dim: int = 0
 ) -> MLPEncoder | ConvEncoder:
     """An encoder by name: "mlp" with layers `hidden_dims`, or "conv", 32 and 64 channels and then the last of them."""
+    if not hidden_dims:
+        raise ValueError("hidden_dims must hold at least one layer, got none")
     if network == "conv":
         return ConvEncoder(_image(shape), CHANNELS, hidden_dims[-1], activation, context_dim)
     _check_name(network)

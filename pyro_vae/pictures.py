@@ -15,22 +15,28 @@ from pyro_vae.spaces import Labels, Quadrants
 COLUMNS = 8
 
 
-def draw_samples(run: Run, num: int, seed: int, label: int | None = None) -> dict[str, Tensor]:
+def draw_samples(
+    run: Run, *, num: int = 8, seed: int = 0, label: int | None = None, device: str | None = None
+) -> dict[str, Tensor]:
     """Draws from the model, {"obs": observations, and "given": what they were conditioned on, if anything}.
 
     Args:
         run: the fitted run.
-        num: how many; given labels, of each class (or of `label` alone); given quadrants, of each of eight validation images.
+        num: how many; given labels, of each class (or of `label` alone); given quadrants, of each of 8 images.
         seed: of the draws and of the choice of images.
         label: a class, for a model given labels.
+        device: where to draw; the CPU if None.
     """
     context = _contexts(run, num, seed, label)
     rows = num if context is None else len(context)
     template = torch.zeros(rows, *run.data.space.shape)
     args = (template,) if context is None else (template, context)
-    with own_randomness(seed):
-        values = traces.simulate(traces.as_pair(run.model), args)
-    return {"obs": values["obs"]} if context is None else {"obs": values["obs"], "given": context}
+    place = torch.device(device or "cpu")
+    with own_randomness(seed, place):
+        run.model.to(place)
+        obs = traces.simulate(traces.as_pair(run.model), tuple(arg.to(place) for arg in args))["obs"].cpu()
+        run.model.to("cpu")
+    return {"obs": obs} if context is None else {"obs": obs, "given": context}
 
 
 def _contexts(run: Run, num: int, seed: int, label: int | None) -> Tensor | None:
@@ -55,9 +61,8 @@ def images(run: Run, obs: Tensor, given: Tensor | None) -> Tensor:
     return context.join(given, unit) if isinstance(context, Quadrants) and given is not None else unit
 
 
-def plot_samples(run: Run, path: Path, *, num: int = 8, seed: int = 0, label: int | None = None) -> Path:
-    """A grid of draws; one row per class or per validation image where the model is conditional."""
-    drawn = draw_samples(run, num, seed, label)
+def plot_samples(run: Run, drawn: dict[str, Tensor], path: Path, *, num: int = 8, seed: int = 0) -> Path:
+    """A grid of what `draw_samples` gave; one row per class or per validation image where the model is conditional."""
     obs, given = drawn["obs"], drawn.get("given")
     pictures = images(run, obs, given)
     columns, row_labels, title = num, None, f"samples of {run.config.model}, {run.data.name}"
@@ -72,7 +77,7 @@ def plot_samples(run: Run, path: Path, *, num: int = 8, seed: int = 0, label: in
 
 
 def _beside_truth(run: Run, mask: Tensor, pictures: Tensor, num: int, seed: int) -> Tensor:
-    """The given part of each test image (what is missing in grey) and the whole of it before the draws."""
+    """The given part of each image (what is missing in grey) and the whole of it before the draws."""
     few = run.data.valid.subset(len(pictures) // num, seed)
     truth = images(run, few.obs, few.context)
     given = torch.where(mask, truth, torch.full_like(truth, 0.5))
@@ -99,7 +104,7 @@ def plot_history(run: Run, path: Path) -> Path | None:
 
 def plot_run(run: Run) -> list[Path]:
     """All pictures that the run allows, written into its directory."""
-    paths = [plot_samples(run, run.path / "samples.png")]
+    paths = [plot_samples(run, draw_samples(run), run.path / "samples.png")]
     if traces.latent_sites(traces.as_pair(run.model), run.data.valid.subset(2).arguments)[0]:
         paths.append(plot_reconstructions(run, run.path / "reconstructions.png"))
     curve = plot_history(run, run.path / "elbo.png")

@@ -20,6 +20,9 @@ from pyro_vae.randomness import START, derived_seed, own_randomness
 from pyro_vae.spaces import Space
 
 GIVEN = ("label", "quadrants")
+EVALUATION = ("evaluation.npz", "evaluation.csv", "evaluation.json", "evaluation_marginal.csv")
+PICTURES = ("samples.png", "reconstructions.png", "elbo.png")
+WRITTEN = ("fit.json", "checkpoint.pt", "history.csv", *EVALUATION, *PICTURES)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("options", "fit"):  # as JSON reads them back, tuples as lists, so that equal runs are equal
+            object.__setattr__(self, name, json.loads(json.dumps(dict(getattr(self, name)))))
         if self.given is not None and self.given not in GIVEN:
             raise ValueError(f"given must be one of {', '.join(GIVEN)}, got {self.given!r}")
 
@@ -183,31 +188,31 @@ def train(
 
 def _clear(out: Path) -> None:
     """Remove what an earlier run left: were this one killed, a resumed run must not take it for its own."""
-    for name in ("fit.json", "checkpoint.pt", "evaluation.npz"):
+    for name in WRITTEN:
         (out / name).unlink(missing_ok=True)
 
 
-def open_run(path: Path, *, root: str | None = None) -> Run:
-    """Read a run directory back: configuration, data (from `root`, if they have moved) and the fitted model.
+def open_run(path: Path, *, data: str | None = None, root: str | None = None) -> Run:
+    """Read a run directory back: configuration, data (from `data` or `root`, if they have moved) and the fitted model.
 
     Raises:
         FileNotFoundError: there is no finished run.
         ValueError: the test data are not those that the run was made for.
     """
     config = Config.load(path / "config.json")
-    if root is not None:
-        config = dataclasses.replace(config, root=root)
-    data = config.load_data()
-    model = config.build(data)
+    if not (path / "fit.json").is_file():
+        raise FileNotFoundError(f"the fit in {path} has not ended: fit.json is missing; go on with --resume")
+    config = dataclasses.replace(config, data=data or config.data, root=root or config.root)
+    loaded = config.load_data()
+    model = config.build(loaded)
     model.load_state_dict(checkpoint.load(path / "checkpoint.pt")["model"])
-    record = path / "fit.json"
-    digest = json.loads(record.read_text(encoding="utf-8"))["test_sha256"] if record.is_file() else None
-    if digest is not None and digest != data.test.digest:
+    digest = fit_record(path)["test_sha256"]
+    if digest != loaded.test.digest:
         raise ValueError(
-            f"the test data of {path} had SHA-256 {digest}, those found now have {data.test.digest}: the data set has "
-            "changed"
+            f"the test data of {path} had SHA-256 {digest}, those found now have {loaded.test.digest}: the data set "
+            "has changed"
         )
-    return Run(path, config, data, model.eval())
+    return Run(path, config, loaded, model.eval())
 
 
 def fit_record(path: Path) -> dict[str, Any]:

@@ -43,7 +43,8 @@ class Source:
         name: a short name for tables.
         parts: by name: train, valid and test; train and test; or all.
         levels: number of grey levels (values 0..levels-1), 2 for bits, None for real numbers.
-        default: the space that is taken if none is asked for: "binary", "quantized" or "real".
+        default: the space that is taken if none is asked for, "binary", "quantized" or "real"; "unclear" where one
+            must be asked for.
     """
 
     name: str
@@ -202,7 +203,8 @@ def _meaning(parts: "Sequence[Part]") -> tuple[int | None, str]:
     if all(bool(((part.images == 0) | (part.images == 1)).all()) for part in parts):
         return 2, "binary"
     if is_real:
-        return None, "real"
+        is_whole = all(bool((part.images == part.images.round()).all()) for part in parts)
+        return None, "unclear" if is_whole else "real"
     for part in parts:
         is_byte = (part.images >= 0) & (part.images <= 255)
         require(part.what, part.images, is_byte, "whole numbers from 0 to 255")

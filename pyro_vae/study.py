@@ -19,6 +19,7 @@ from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.runs import Config, check_settings, fit_record, is_conditional, model_class, open_run, suits, train
 from pyro_vae.spaces import Binary
 
+MAX_CLASSES = 100  # beyond it, the sum over labels leaves too few particles for each
 LARGE = 10_000  # training data from which the settings of the literature for MNIST are taken
 
 # How a VAE or CVAE is fitted unless one says otherwise: small data early stop, large data run their course.
@@ -51,8 +52,12 @@ def default_entries(data: Data) -> list[Entry]:
     entries = [Entry("independent_pixel", "independent_pixel"), *_mixtures(data, large)]
     entries += [Entry("ppca", "ppca", {"latent_dim": NET_LARGE["latent_dim"] if large else 16})]
     entries += [Entry("vae", "vae", **neural)]
-    entries += [Entry("cvae", "cvae", **neural)] if data.train.labels is not None else []
+    entries += [Entry("cvae", "cvae", **neural)] if 2 <= _num_classes(data) <= MAX_CLASSES else []
     return [entry for entry in entries if suits(entry.model, data.space)]
+
+
+def _num_classes(data: Data) -> int:
+    return 0 if data.train.labels is None else int(data.train.labels.max()) + 1
 
 
 def _mixtures(data: Data, large: bool) -> list[Entry]:

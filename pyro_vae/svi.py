@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_vae import checkpoint, traces
-from pyro_vae.data import Data
+from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
 from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness
 from pyro_vae.traces import Pair
@@ -72,8 +72,9 @@ class Run:
 
     def __init__(self, pair: Pair, data: Data, settings: Settings, device: torch.device, out: Path | None) -> None:
         self.pair, self.settings, self.device, self.out = pair, settings, device, out
-        self.data = data.to(device)
+        self.data = _resident(data, device)
         self.module = nn.ModuleList(pair.modules).to(device)
+        self.digests = {f"{name} data": getattr(data, name).digest[:12] for name in ("train", "valid")}
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the pair has no parameters to fit: model and guide must be torch modules that hold them")
@@ -105,8 +106,8 @@ class Run:
         for module in self.module:
             initialize: Any = getattr(module, "initialize", None)
             if initialize is not None:
-                initialize(self.data.train.obs)
-        few = tuple(arg[:2] for arg in self.data.valid.arguments)
+                initialize(self.data.train.obs.to(self.device))
+        few = tuple(arg[:2].to(self.device) for arg in self.data.valid.arguments)
         traces.check_pair(self.pair, few)
         self.elbo.loss(self.pair.model, self.pair.guide, *few)  # once under Pyro's checks; the loop goes without them
         self.boundary = self._snapshot()
@@ -134,9 +135,13 @@ class Run:
         self.module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for index in order.split(self.settings.batch_size):
-            total += self._train_step(tuple(arg[index] for arg in batch.arguments)) * len(index)
+            total += self._train_step(self._rows(batch, index)) * len(index)
             bar.update(len(index))
         return -float(total) / len(batch)
+
+    def _rows(self, batch: Batch, index: Tensor) -> tuple[Tensor, ...]:
+        """Some rows of a batch, on the device; the batch itself may have been too large for it."""
+        return tuple(arg[index.to(arg.device)].to(self.device) for arg in batch.arguments)
 
     def _train_step(self, args: tuple[Tensor, ...]) -> Tensor:
         self.step += 1
@@ -167,6 +172,7 @@ class Run:
         total = 0.0
         with own_randomness(derived_seed(self.settings.seed, VALIDATION), self.device):
             for rows in zip(*(arg.split(VALID_ROWS) for arg in self.data.valid.arguments), strict=True):
+                rows = tuple(row.to(self.device) for row in rows)
                 total -= self.elbo.loss(self.pair.model, self.pair.guide, *rows)
                 if math.isnan(total):
                     site = traces.nonfinite_site(self.pair, rows) or "no single site"
@@ -230,10 +236,14 @@ class Run:
         so_far = {"best": self.best, "rows": list(self.rows), "seconds": self.seconds}  # replaced, never changed
         return {**copy.deepcopy(state), **so_far}
 
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with, for a run to go on from it."""
+        return {**asdict(self.settings), **self.digests}
+
     def _save(self, out: Path) -> None:
         best = self.best["model"] or self.boundary["last"]
         parts = {name: on_cpu(_part(best, i)) for i, name in enumerate(("model", "guide"))}
-        checkpoint.save(out / "checkpoint.pt", {**parts, "settings": asdict(self.settings), **self.boundary})
+        checkpoint.save(out / "checkpoint.pt", {**parts, "settings": self._identity(), **self.boundary})
         write_rows(self.boundary["rows"], out / "history.csv")
         self.saved = time.perf_counter()
 
@@ -241,7 +251,7 @@ class Run:
         if self.out is None:
             raise ValueError("resume needs the directory of the run in `out`")
         state = checkpoint.load(self.out / "checkpoint.pt")
-        _check_same_settings(state.get("settings", {}), asdict(self.settings), self.out)
+        _check_same_settings(state.get("settings", {}), self._identity(), self.out)
         self.module.load_state_dict(state["last"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -252,6 +262,15 @@ class Run:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.boundary = self._snapshot()
+
+
+def _resident(data: Data, device: torch.device) -> Data:
+    """Training and validation data on the device, or, where they do not fit, as they are; never the test data."""
+    mine = replace(data, test=data.valid)
+    try:
+        return mine.to(device)
+    except torch.OutOfMemoryError:
+        return mine
 
 
 def _part(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:

@@ -42,9 +42,11 @@ class Pair:
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The torch modules that the pair is made of, as far as they can be seen from outside."""
-        owners = [getattr(program, "__self__", program) for program in (self.model, self.guide)]
-        return tuple(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+        """The torch modules that the pair is made of: the programs, what they are methods of, what they close over."""
+        parts: list[object] = [getattr(program, "__self__", program) for program in (self.model, self.guide)]
+        for program in (self.model, self.guide):
+            parts += [cell.cell_contents for cell in getattr(program, "__closure__", None) or ()]
+        return tuple(dict.fromkeys(part for part in parts if isinstance(part, nn.Module)))
 
 
 def as_pair(model: Program | nn.Module, guide: Program | None = None) -> Pair:

@@ -158,6 +158,25 @@ def test_same_seed_same_parameters_and_resuming_a_finished_run_changes_nothing(v
     assert torch.equal(parameters(tmp_path), parameters(vae_run))
 
 
+def test_a_run_that_has_not_ended_is_not_evaluated(vae_run, tmp_path) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    for name in ("config.json", "checkpoint.pt"):
+        (unfinished / name).write_bytes((vae_run / name).read_bytes())
+    assert "has not ended: fit.json is missing" in call("evaluate", unfinished, code=1)
+
+
+def test_quadrants_without_given_are_not_ignored(tiny, tmp_path) -> None:
+    text = call("train", "--model", "vae", "--data", tiny, "--quadrants", 3, "--out", tmp_path, code=2)
+    assert "--quadrants needs --given quadrants" in text
+
+
+def test_one_particle_has_no_error_and_the_summary_is_strict_json(vae_run, tmp_path) -> None:
+    call("evaluate", vae_run, "--particles", 1, "--out", tmp_path)
+    text = (tmp_path / "evaluation.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["mc_se"] is None
+
+
 def test_resume_refuses_another_configuration(vae_run, tiny) -> None:
     text = call("train", "--model", "vae", "--data", tiny, "--out", vae_run, "--resume", code=1)
     assert text.startswith(f"Error: cannot resume {vae_run}: its config.json differs")
@@ -323,7 +342,7 @@ def test_samples_of_one_label(digits_comparison, tmp_path) -> None:
 def test_samples_that_continue_given_quadrants(quadrants_run, tmp_path) -> None:
     call("sample", quadrants_run, "--num", 3, "--out", tmp_path / "right.png")
     drawn, run = read_arrays(tmp_path / "right.npz"), runs.open_run(quadrants_run)
-    truth = run.data.test.subset(8, 0)
+    truth = run.data.valid.subset(8, 0)
     assert drawn["obs"].shape == (24, 8)
     np.testing.assert_array_equal(drawn["given"][::3], truth.context.numpy())
     assert_pngs(tmp_path, "right.png")

@@ -152,7 +152,7 @@ def test_split_is_drawn_from_the_seed(digits):
 
 def test_one_array_is_split_70_10_20(tmp_path):
     images = np.arange(70, dtype=np.float64).reshape(70, 1, 1)
-    data = load_data(save(tmp_path, anything=images, labels=np.arange(70)))
+    data = load_data(save(tmp_path, anything=images, labels=np.arange(70)), space="real")
     assert [len(b) for b in (data.train, data.valid, data.test)] == [49, 7, 14]
     obs = torch.cat([data.train.obs, data.valid.obs, data.test.obs]).flatten()
     labels = torch.cat([data.train.labels, data.valid.labels, data.test.labels])
@@ -162,11 +162,18 @@ def test_one_array_is_split_70_10_20(tmp_path):
 
 def test_missing_validation_is_a_tenth_of_train(tmp_path):
     train = np.arange(40.0).reshape(40, 1, 1)
-    data = load_data(save(tmp_path, train=train, test=train[:7] + 100))
+    data = load_data(save(tmp_path, train=train, test=train[:7] + 100), space="real")
     assert [len(b) for b in (data.train, data.valid, data.test)] == [36, 4, 7]
     both = torch.cat([data.train.obs, data.valid.obs]).flatten()
     assert torch.equal(both.sort().values, torch.arange(40.0))
     assert torch.equal(data.test.obs.flatten(), torch.arange(100.0, 107.0))
+
+
+def test_whole_numbers_as_floats_must_be_given_a_meaning(tmp_path):
+    path = save(tmp_path, x=np.arange(70.0).reshape(70, 1, 1))
+    with pytest.raises(ValueError, match="holds whole numbers as floats: say space='quantized'"):
+        load_data(path)
+    assert str(load_data(path, space="quantized").space) == "Quantized(256)"
 
 
 @pytest.mark.parametrize(("num", "names"), [(2, ("x",)), (1, ("train", "test"))])

@@ -48,6 +48,11 @@ def test_khat_of_equal_weights_and_of_weights_too_far_apart():
     assert float(diagnostics.pareto_khat(spread)[0]) == math.inf
 
 
+def test_khat_where_the_largest_weights_tie_is_not_defined():
+    weights = torch.cat([torch.zeros(900, 1), torch.full((60, 1), 0.7)]).double()
+    assert math.isnan(float(diagnostics.pareto_khat(tail(weights))[0]))
+
+
 def test_effective_sample_size_by_hand():
     weights = torch.tensor([[1.0, 1.0], [3.0, 1.0]], dtype=torch.float64)
     np.testing.assert_allclose(diagnostics.effective_sample_size(weights.log()), [16 / 10, 2])

@@ -160,6 +160,39 @@ def test_no_block_grows_with_particles_or_data(num_particles, num_data):
     assert len(accumulator.largest) <= max(64, 1 + 3 * math.sqrt(num_particles) + 1)
 
 
+def test_memory_for_one_pass_over_the_data_is_found_by_parts_of_the_data(monkeypatch):
+    space = pv.Binary((2, 2))
+    model, obs = pv.models.IndependentPixel(space), torch.bernoulli(torch.full((40, 2, 2), 0.5))
+    whole = pv.log_likelihood(model, pv.Batch(obs))
+    log_joint = traces.log_joint
+
+    def scarce(pair, args, *rest, **named):
+        if len(args[0]) > 10:
+            raise torch.OutOfMemoryError("pretended")
+        return log_joint(pair, args, *rest, **named)
+
+    monkeypatch.setattr(traces, "log_joint", scarce)
+    parts = pv.log_likelihood(model, pv.Batch(obs))
+    assert np.array_equal(parts.log_prob, whole.log_prob)
+    assert parts.notes == ("memory ran out: each block was scored in 4 parts",)
+
+
+def test_jackknife_where_one_weight_is_nearly_all():
+    weights = torch.tensor([[0.0], [-60.0], [-61.0]], dtype=torch.float64)
+    whole = weights.logsumexp(0) - math.log(3)
+    without = torch.stack([torch.cat([weights[:k], weights[k + 1 :]]).logsumexp(0) for k in range(3)]) - math.log(2)
+    truth = 3 * whole - 2 * without.mean(0)
+    torch.testing.assert_close(accumulate(weights, 1, jackknife=True)["log_prob"], truth)
+
+
+def test_a_guide_without_sites_answers_where_the_data_lie():
+    """On a GPU all parts of a weight must lie there; "meta" stands in for it."""
+    space = pv.Binary((2, 2))
+    pair = traces.as_pair(pv.models.IndependentPixel(space).to("meta"))
+    args = (torch.zeros(3, 2, 2, device="meta"),)
+    assert traces.draw_latents(pair, args, 1, tiled=False)[1].device == args[0].device
+
+
 # Programs that are refused, or run another way
 
 
@@ -290,6 +323,51 @@ def test_discrete_latents_against_enumeration():
     assert np.all(np.abs(result.log_prob - truth) < 4.5 * np.sqrt(result.variance))
 
 
+def test_a_model_does_not_score_data_of_another_space():
+    model = pv.models.VAE(pv.Binary((8, 8)), latent_dim=2)
+    grey = pv.Batch(torch.zeros(3, 8, 8), space=pv.Quantized((8, 8), levels=17))
+    with pytest.raises(ValueError, match=r"the model lives in Binary .*, the data in Quantized\(17\)"):
+        pv.log_likelihood(model, grey)
+
+
+def test_context_of_model_and_batch_must_agree():
+    space, labels = conditional()
+    obs, one_hot = torch.zeros(3, 2, 2), torch.eye(3)
+    with pytest.raises(ValueError, match="context of the model is label, but the batch has none"):
+        pv.log_likelihood(pv.models.CVAE(space, labels, latent_dim=2), pv.Batch(obs))
+    with pytest.raises(ValueError, match="context of the model is none, but the batch has one"):
+        pv.log_likelihood(pv.models.VAE(space, latent_dim=2), pv.Batch(obs, one_hot))
+
+
+def test_a_context_keeps_its_kind_of_number():
+    """Whole-number observations beside a real context, and a context of whole numbers."""
+
+    def binomial(obs, context):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", dist.Binomial(10, logits=context), obs=obs)
+
+    def table(obs, context):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", dist.Normal(torch.tensor([0.0, 5.0])[context], 1.0), obs=obs)
+
+    counts, logits = torch.tensor([3, 7]), torch.tensor([0.9, -0.4])
+    result = pv.log_likelihood(binomial, pv.Batch(counts, logits, space=None))
+    np.testing.assert_allclose(result.log_prob, dist.Binomial(10, logits=logits).log_prob(counts.float()), rtol=1e-6)
+    result = pv.log_likelihood(table, pv.Batch(torch.tensor([0.0, 5.0]), torch.tensor([0, 1])))
+    np.testing.assert_allclose(result.log_prob, -0.5 * math.log(2 * math.pi), rtol=1e-6)
+
+
+def test_observations_come_in_the_precision_of_the_parameters():
+    model = pv.models.VAE(pv.Binary((2, 2)), latent_dim=2, hidden_dims=(4,))
+    obs = torch.bernoulli(torch.full((3, 2, 2), 0.5))
+    assert score(model, obs.double()).mean == score(model, obs).mean
+
+
+def test_a_tensor_is_no_batch():
+    with pytest.raises(TypeError, match=r"batch must be a Batch, as in pv\.Batch\(obs\), got Tensor"):
+        pv.log_likelihood(gaussian_model, OBS, guide=gaussian_guide)
+
+
 # The model is left as it was
 
 
@@ -343,6 +421,23 @@ def test_validation_settings_of_pyro_are_kept():
     assert Distribution._validate_args == before
 
 
+def test_modules_in_the_closure_of_a_function_are_left_alone_too():
+    norm = nn.BatchNorm1d(4)
+
+    def closed_guide(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(norm(obs), 1.0).to_event(1))
+
+    def closed_model(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("obs", dist.Normal(z, 1.0).to_event(1), obs=obs)
+
+    score(closed_model, torch.randn(6, 4) + 3, closed_guide)
+    assert torch.equal(norm.running_mean, torch.zeros(4))
+    assert norm.training
+
+
 # Labels: the marginal
 
 
@@ -383,3 +478,33 @@ def test_marginal_of_a_cvae_sums_to_one_and_counts_its_particles():
     assert abs(mass.sum() - 1) < 4 * math.sqrt((mass**2 * variance).sum())
     assert result.marginal.num_particles == 2000 + 2 * 1000
     assert result.marginal.direction == "lower"
+
+
+def test_marginal_variance_is_the_spread_over_repeats():
+    space, labels = conditional()
+    cvae = pv.models.CVAE(space, labels, latent_dim=2, hidden_dims=(8,), prior="standard")
+    with torch.no_grad():
+        cvae.posterior.linear.weight.zero_()
+        cvae.posterior.linear.bias.copy_(torch.tensor([0.0, 0.0, 0.3, 0.3]))
+    obs = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).expand(1000, 2, 2)  # one datum, 1000 repeats
+    batch = pv.Batch(obs, torch.eye(3)[:1].expand(1000, 3))
+    marginal = pv.log_likelihood(cvae, batch, estimator=pv.importance_sampling(100)).marginal
+    # the sample variance of 1000 repeats has a relative standard error of sqrt(2/1000)
+    assert marginal.variance.mean() == pytest.approx(marginal.log_prob.var(), rel=4 * math.sqrt(2 / 1000) + 0.05)
+
+
+def test_marginal_of_a_jackknife_is_a_plain_lower_bound():
+    space, labels = conditional()
+    cvae = pv.models.CVAE(space, labels, latent_dim=2, hidden_dims=(8,))
+    batch = pv.Batch(torch.ones(3, 2, 2), torch.eye(3))
+    results = [pv.log_likelihood(cvae, batch, estimator=pv.importance_sampling(50, jackknife=j)) for j in (True, False)]
+    assert [r.direction for r in results] == ["unbiased", "lower"]
+    assert np.array_equal(results[0].marginal.log_prob, results[1].marginal.log_prob)
+    assert results[0].marginal.direction == "lower"
+
+
+def test_one_class_is_its_own_marginal():
+    space = pv.Binary((2, 2))
+    model = pv.models.ConditionalIndependentPixel(space, pv.Labels((0.0,)), hidden_dims=(4,))
+    result = pv.log_likelihood(model, pv.Batch(torch.ones(3, 2, 2), torch.ones(3, 1)))
+    assert np.array_equal(result.marginal.log_prob, result.log_prob)

@@ -83,3 +83,14 @@ def test_what_does_not_exist_is_refused_by_name(make):
         make("transformer", (4, 4), (8,), "tanh")
     with pytest.raises(ValueError, match=r"needs images .* got shape \(16,\); take network='mlp'"):
         make("conv", (16,), (8,), "tanh")
+
+
+@pytest.mark.parametrize(("in_dim", "hidden_dims"), [(0, (4,)), (3, (4, 0)), (3, (2.5,))])
+def test_sizes_must_be_positive_whole_numbers(in_dim, hidden_dims):
+    with pytest.raises(ValueError, match="layers must have positive whole sizes"):
+        mlp(in_dim, hidden_dims, 2, "tanh")
+
+
+def test_an_encoder_needs_a_layer():
+    with pytest.raises(ValueError, match="hidden_dims must hold at least one layer"):
+        make_encoder("mlp", (2, 2), (), "tanh")

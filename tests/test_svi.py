@@ -369,6 +369,9 @@ def test_a_run_resumes_only_under_its_own_settings(data, tmp_path):
     run_fit(vae(), data, out=tmp_path, num_epochs=1)
     with pytest.raises(ValueError, match="batch_size was 4, now 5; seed was 0, now 1"):
         run_fit(vae(), data, out=tmp_path, num_epochs=1, batch_size=5, seed=1, resume=True)
+    other = replace(data, train=replace(data.train, obs=1 - data.train.obs))
+    with pytest.raises(ValueError, match=r"train data was [0-9a-f]{12}, now"):
+        run_fit(vae(), other, out=tmp_path, num_epochs=1, resume=True)
     with pytest.raises(ValueError, match="resume needs the directory"):
         run_fit(vae(), data, resume=True)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):

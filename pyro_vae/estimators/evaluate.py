@@ -42,7 +42,8 @@ def log_likelihood(
     Every p(x | c) is estimated without bias, so the logarithm of their sum is a lower bound in expectation however
     the particles are divided.
 
-    Parameters, buffers, train/eval mode, device and the global random state are left as they were.
+    Parameters, buffers, train/eval mode and device of the pair's modules and the global random state are left as they
+    were. Modules that a plain function finds in its globals cannot be seen: put those into eval mode yourself.
 
     Args:
         model: one of our models, or any Pyro model called as `model(obs)` or `model(obs, context)`, with every site
@@ -136,7 +137,7 @@ def _untouched(pair: Pair, device: torch.device, seed: int) -> Iterator[None]:
     training = [module.training for module in modules]
     homes = [next((p.device for p in root.parameters()), device) for root in pair.modules]
     try:
-        with torch.no_grad(), own_randomness(seed, device), pyro.validation_enabled(False):
+        with torch.no_grad(), own_randomness(seed, device), pyro.validation_enabled(False), _full_precision(device):
             for root in pair.modules:
                 root.eval().to(device)
             yield
@@ -145,6 +146,18 @@ def _untouched(pair: Pair, device: torch.device, seed: int) -> Iterator[None]:
             module.training = mode
         for root, home in zip(pair.modules, homes, strict=True):
             root.to(home)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions in float32 proper: cudnn takes shorter numbers unless told."""
+    before = torch.backends.cudnn.allow_tf32
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
 # Rows (particles x data) of one block. On the CPU the logits of a block stay near the cache; on a GPU a block fills
-# the chip. Fixed per kind of device, so that the same seed gives the same digits whatever memory is free.
+# the chip. Fixed per kind of device, so that the same seed gives the same noise whatever memory is free.
 BLOCK_ROWS = {"cpu": 2048, "cuda": 262_144}
 SERIES_TERMS = 8  # see `_Accumulator.jackknife`
 MIN_TAIL = 5  # fewer tail weights than this say nothing of their shape
@@ -94,9 +94,9 @@ def importance_sampling(num_particles: int = 5000, *, jackknife: bool = False) -
     "Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife Variational Inference", 2018.
     """
     least = 2 if jackknife else 1
-    if not isinstance(num_particles, int) or num_particles < least:
+    if not isinstance(num_particles, int | np.integer) or num_particles < least:
         raise ValueError(f"num_particles must be a whole number of at least {least}, got {num_particles!r}")
-    return ImportanceSampling(num_particles, jackknife)
+    return ImportanceSampling(int(num_particles), jackknife)
 
 
 @dataclass
@@ -111,7 +111,7 @@ class _Blocks:
     shrunk: int = field(default=1, init=False)  # parts that a block is cut into since memory ran out
 
     def __post_init__(self) -> None:
-        rows = BLOCK_ROWS[self.args[0].device.type]
+        rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
         self.block_particles = min(self.num_particles, rows // 4)
         self.block_data = max(1, rows // self.block_particles)
 
@@ -138,19 +138,29 @@ class _Blocks:
             try:
                 return self._log_joint(args, values, count) - log_q
             except torch.OutOfMemoryError:
-                if self.shrunk >= count:
+                if self.shrunk >= max(count, len(args[0]) if count == 1 else 1):
                     raise
                 self.shrunk *= 2
                 torch.cuda.empty_cache()
 
     def _log_joint(self, args: tuple[Tensor, ...], values: traces.Values, count: int) -> Tensor:
+        """The block in `shrunk` parts, along the particles or, if there is one particle only, along the data."""
+        num_data = len(args[0])
+        if count == 1:
+            step = -(-num_data // self.shrunk)
+            ranges = [(first, min(first + step, num_data)) for first in range(0, num_data, step)]
+            return torch.cat([self._data_part(args, values, *part) for part in ranges], 1)
         step = -(-count // self.shrunk)
-        parts = []
-        for first in range(0, count, step):
-            last = min(first + step, count)
-            few = traces.take_particles(values, first, last, len(args[0]), self.tiled)
-            parts.append(traces.log_joint(self.pair, args, few, last - first, self.tiled))
-        return torch.cat(parts)
+        ranges = [(first, min(first + step, count)) for first in range(0, count, step)]
+        return torch.cat([self._particle_part(args, values, *part) for part in ranges])
+
+    def _particle_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
+        few = traces.take_particles(values, first, last, len(args[0]), self.tiled)
+        return traces.log_joint(self.pair, args, few, last - first, self.tiled)
+
+    def _data_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
+        few = {name: v[first:last] if self.tiled else v[:, first:last] for name, v in values.items()}
+        return traces.log_joint(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
 
     def notes(self) -> tuple[str, ...]:
         """What happened on the way."""
@@ -228,14 +238,17 @@ class _Accumulator:
     def jackknife(self) -> Tensor:
         """L_J = L - (K-1)/K Σ_k [log(1 - r_k) - log(1 - 1/K)] with r_k = w_k / Σ w.
 
-        The largest r_k are taken one by one. Each other r is at most 1/64, so eight terms of the series of log(1 - r)
-        leave an error below 1e-17 each, and their power sums are the streamed ones less the largest's.
+        The largest r_k are taken one by one, and for the largest of all 1 - r is the sum of the others. Each other r is
+        at most 1/64, so eight terms of the series of log(1 - r) leave an error below 1e-17 each, and their power sums
+        are the streamed ones less the largest's.
         """
         k = self.num_particles
-        share = torch.exp(self.largest - self.max) / self.sums[0]
-        total = torch.log1p(-share).sum(0)
+        share = torch.exp(self.largest - self.max) / self.sums[0]  # largest first
+        rest = torch.zeros_like(self.sums)
         if k > len(self.largest):
-            for j in range(1, SERIES_TERMS + 1):
-                rest = self.sums[j - 1] / self.sums[0] ** j - (share**j).sum(0)
-                total = total - rest.clamp(min=0) / j
+            powers = torch.arange(1, SERIES_TERMS + 1, device=share.device, dtype=torch.float64)[:, None]
+            of_all = self.sums / self.sums[0] ** powers
+            rest = (of_all - torch.stack([(share**j).sum(0) for j in range(1, SERIES_TERMS + 1)])).clamp(min=0)
+        total = (share[1:].sum(0) + rest[0]).log() + torch.log1p(-share[1:]).sum(0)
+        total = total - sum(rest[j - 1] / j for j in range(1, SERIES_TERMS + 1))
         return self.log_mean() - (k - 1) / k * total + (k - 1) * math.log1p(-1 / k)

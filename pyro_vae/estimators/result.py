@@ -95,6 +95,11 @@ class LogLikelihood:
         return self.space.bits_per_dim(self.mean)
 
     @property
+    def khat_limit(self) -> float:
+        """The k-hat up to which the errors may be trusted, min(1 - 1/log10 K, 0.7)."""
+        return min(1 - 1 / math.log10(self.num_particles), KHAT_LIMIT) if self.num_particles > 1 else KHAT_LIMIT
+
+    @property
     def frac_khat_high(self) -> float | None:
         """Share of the data whose k-hat is above 0.7, or None without k-hat."""
         return None if self.khat is None else float(np.mean(self.khat > KHAT_LIMIT))
@@ -133,8 +138,10 @@ class LogLikelihood:
 
     @staticmethod
     def load(path: str | Path) -> "LogLikelihood":
-        """Read what `save` wrote."""
+        """Read what `save` wrote; a ValueError if the file is another npz."""
         with np.load(path, allow_pickle=False) as file:
+            if "meta" not in file.files:
+                raise ValueError(f"{path} must be a saved result, found the arrays {', '.join(file.files)}")
             return _from_arrays({name: file[name] for name in file.files})
 
     def to_csv(self, path: str | Path) -> None:
