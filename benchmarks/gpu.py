@@ -18,11 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import pyro_vae as pv
+from pyro_vae.study import FIT_LARGE, NET_LARGE
 
 FULL = {"epochs": 200, "particles": 5000, "num_test": 10_000, "mixtures": (100, 500)}
 SMALL = {"epochs": 2, "particles": 200, "num_test": 200, "mixtures": (20,)}
-VAE_FIT = {"batch_size": 256, "learning_rate": 4e-3, "validate_every": 5}
-NET = {"latent_dim": 50, "hidden_dims": (200, 200)}
 
 
 def machine(device: torch.device) -> dict[str, object]:
@@ -124,13 +123,13 @@ def main() -> None:
     for count in size["mixtures"]:
         mixture = pv.models.BernoulliMixture(data.space, num_components=count)
         row(report, device, f"bernoulli_mixture_{count}", mixture, data, tests[0], {}, pv.exact())
-    settings = {"num_epochs": size["epochs"], **VAE_FIT}
+    settings = {**FIT_LARGE, "num_epochs": size["epochs"]}
     torch.manual_seed(0)
-    vae = pv.models.VAE(data.space, **NET)
+    vae = pv.models.VAE(data.space, **NET_LARGE)
     row(report, device, "vae", vae, data, tests[0], settings, importance)
     agreement(report, device, vae, tests[0])
     torch.manual_seed(0)
-    cvae = pv.models.CVAE(data.space, labelled.context, **NET)
+    cvae = pv.models.CVAE(data.space, labelled.context, **NET_LARGE)
     row(report, device, "cvae", cvae, labelled, tests[1], settings, importance)
     report.add(model="all", seconds=time.perf_counter() - started)
 
