@@ -212,7 +212,7 @@ def test_table_shows_direction_errors_and_warnings() -> None:
     cells = ["vae", "importance_sampling", "K=50", "≥", "-2.50", "0.100", "0.645", "≤", "0.902", "25.0%", "7.2", "2.5"]
     assert vae.split() == cells
     assert gmm.split() == ["gmm", "exact", "=", "-3.62", "0.000", "0.747", "=", "1.307", "—", "—", "2.5"]
-    assert "Note: the Monte Carlo error of vae is not to be trusted for 25% of the data (k-hat > 0.7)" in text
+    assert "Note: the Monte Carlo error of vae is not to be trusted for 25% of the data (k-hat > 0.41)" in text
     assert "Note on vae: a block was halved" in text
     assert "nats" in text
     assert "≥ at least this (lower bound)" in text
