@@ -7,10 +7,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := -c requirements.txt -e '.[test]'
 
-.PHONY: compare test lint types unit requirements clean
+.PHONY: install compare test lint types unit requirements clean
+
+install: $(STAMP)
 
 compare: $(STAMP)
-	$(BIN)/pyro-vae compare --data digits --out runs/digits
+	$(BIN)/pyro-vae compare --data digits --out runs/digits --resume
 
 test: lint types unit
 

@@ -69,7 +69,10 @@ _moved = _stacked(
     click.option("--root", default=None, help="Where torchvision's files lie now, if they have moved."),
 )
 _out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write to.")
-_resume = click.option("--resume", is_flag=True, help="Go on from what is there.")
+_resume = _stacked(
+    click.option("--resume", is_flag=True, help="Go on with the run that is there; what has ended is left as it is."),
+    click.option("--overwrite", is_flag=True, help="Replace the run that is there."),
+)
 _particles = click.option("--particles", type=click.IntRange(1), default=5000, help="Particles per datum.")
 _estimate_options = _stacked(
     click.option("--estimator", type=click.Choice(["exact", "is", "is-jackknife"]), help="By the model if not given."),
@@ -89,16 +92,23 @@ _estimate_options = _stacked(
 @_resume
 @_machine
 def train_command(
-    model: str, options: tuple[str, ...], fit: tuple[str, ...], out: Path, resume: bool, quiet: bool, **data: Any
+    model: str,
+    options: tuple[str, ...],
+    fit: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    **data: Any,
 ) -> None:
     """Fit one model into a run directory."""
     from pyro_vae import pictures, runs
 
     device = _prepare(data)
     config = _config(data, model=model, options=_values(options), fit=_values(fit))
-    run, history = runs.train(config, out, device=device, resume=resume, progress=not quiet)
+    run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
     elbo = "" if history.best_valid_elbo is None else f", validation ELBO {history.best_valid_elbo:.3f} nats"
-    click.echo(f"{model}: {history.status} after {len(history.rows)} rows, best {history.best_epoch}{elbo}")
+    click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
     if history.status == "interrupted":
         raise KeyboardInterrupt
     for path in pictures.plot_run(run):
@@ -141,6 +151,7 @@ def compare_command(
     jobs: int | None,
     out: Path,
     resume: bool,
+    overwrite: bool,
     quiet: bool,
     **data: Any,
 ) -> None:
@@ -166,6 +177,7 @@ def compare_command(
             device,
             threads,
             resume,
+            overwrite,
             progress=not quiet and workers == 1,
         )
         for entry in entries
@@ -186,8 +198,8 @@ def _report(work: "list[Job]", data_name: str, out: Path) -> None:
     click.echo(f"\n{text}\n")
     (out / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     paths = [groups[0].to_json(out / "comparison.json", data_name=data_name, beside=groups[1:])]
-    for number, group in enumerate(groups):
-        paths.append(plots.plot_comparison(group, out / f"comparison{f'_{number}' if number else ''}.png"))
+    names = ["comparison", *(f"comparison_{group.rows[0].result.given}" for group in groups[1:])]
+    paths += [plots.plot_comparison(group, out / f"{name}.png") for group, name in zip(groups, names, strict=True)]
     for job in work:
         paths += pictures.plot_run(runs.open_run(job.out))
     click.echo("\n".join(f"wrote {path}" for path in paths))

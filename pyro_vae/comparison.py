@@ -81,13 +81,16 @@ class Pair:
         return f"{self.a} above {self.b}{caveat.get(self.direction, '')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Rows, best mean first, and every pair of them; all on the same data, space and quantity."""
 
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
     level: float = 0.95
+
+    def __repr__(self) -> str:
+        return self.table()
 
     @property
     def quantity(self) -> str:
@@ -157,6 +160,10 @@ class Comparison:
         for row in self.rows:
             khat, limit = row.result.khat, row.result.khat_limit
             share = 0.0 if khat is None else float(np.mean(khat > limit))
+            if khat is None and row.result.num_particles:
+                remarks.append(
+                    f"Note: {row.result.num_particles} particles are too few to check the error of {row.model}"
+                )
             if share > KHAT_SHARE_LIMIT:
                 text = f"the Monte Carlo error of {row.model} is not to be trusted for {share:.0%} of the data"
                 remarks.append(f"Note: {text} (k-hat > {limit:.2g})")
@@ -169,7 +176,7 @@ class Comparison:
 
     def _group(self) -> dict[str, object]:
         pairs = [finite(asdict(pair)) for pair in self.pairs]
-        return {"rows": [row.to_dict() for row in self.rows], "pairs": pairs}
+        return {"rows": [row.to_dict() for row in self.rows], "pairs": pairs, "remarks": self.remarks()}
 
     def _data(self) -> dict[str, object]:
         result = self.rows[0].result

@@ -20,7 +20,7 @@ FLOAT_LEVELS = 256  # grey levels of a float array that is asked for as "quantiz
 NOISE_CELLS = 4096  # of dequantisation noise: so coarse that float32 never rounds up to the next grey level
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batch:
     """Observations, what they are conditioned on, and their labels.
 
@@ -47,6 +47,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.obs)
+
+    def __repr__(self) -> str:
+        context = "" if self.context is None else f", context {tuple(self.context.shape)}"
+        return f"Batch(obs {tuple(self.obs.shape)}{context}, {self.space})"
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
@@ -91,7 +95,7 @@ class Batch:
         return Batch(self.obs[index], context, labels, self.space)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """A data set, split and frozen.
 
@@ -112,6 +116,10 @@ class Data:
     test: Batch
     context: Labels | Quadrants | None = None
     intensity: Tensor | None = None
+
+    def __repr__(self) -> str:
+        parts = f"{len(self.train)} train, {len(self.valid)} valid, {len(self.test)} test"
+        return f"Data({self.name}, {self.space} of shape {self.space.shape}, {parts}, given {self.context})"
 
     def epoch(self, generator: torch.Generator) -> Batch:
         """The training data of one epoch: bits drawn anew where binarisation is dynamic, else `train` itself.

@@ -1,5 +1,6 @@
 """`fit`: a model's parameters from data, by SVI or by the model's own maximum likelihood."""
 
+import dataclasses
 import inspect
 import time
 from pathlib import Path
@@ -61,6 +62,12 @@ def fit(
     own_way: Any = getattr(model, "maximum_likelihood", None)
     method = method or ("svi" if own_way is None else "maximum_likelihood")
     svi.check_choice("method", method, METHODS)
+    kinds, own = getattr(model, "spaces", None), getattr(model, "space", data.space)
+    if own != data.space or (kinds and not isinstance(data.space, kinds)):
+        raise ValueError(
+            f"{type(model).__name__} for {own} of shape {own.shape} cannot be fitted to data in {data.space} of shape "
+            f"{data.space.shape}"
+        )
     for name in ("train", "valid"):
         data.space.check(getattr(data, name).obs, f"{name} obs")
     if method == "maximum_likelihood":
@@ -68,6 +75,10 @@ def fit(
             raise ValueError(f"{type(model).__name__} has no method maximum_likelihood; fit it with method='svi'")
         return _maximum_likelihood(model, own_way, data, pick_device(device), seed, progress, settings, out)
     pair = traces.as_pair(model, guide)
+    known = [field.name for field in dataclasses.fields(svi.Settings)]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"fit has no setting {', '.join(unknown)}; it has {', '.join(known)}")
     run = svi.Run(
         pair,
         data,

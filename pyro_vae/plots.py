@@ -178,7 +178,7 @@ def _history_figure(history_rows: Sequence[Mapping[str, Any]]) -> "Figure":
     ax.set(xlabel="epoch", ylabel="ELBO (nats per image)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
-    ax.legend(loc="lower right")
+    ax.legend(loc="best")
     return figure
 
 
@@ -302,7 +302,7 @@ def _legend(figure: "Figure", directions: set[str], level: str) -> None:
 
     used = [name for name in MARKERS if name in directions]
     bars = [
-        Line2D([], [], color=BLUE, linewidth=1.2, label=f"{level} over draws of the test set"),
+        Line2D([], [], color=BLUE, linewidth=1.2, label=f"{level} over draws of the test set (half-width behind ±)"),
         Line2D([], [], color=ORANGE, linewidth=5, label=f"{level} Monte Carlo error (may hide behind the marker)"),
     ]
     dots = [Line2D([], [], label=f"{SYMBOLS[name]} {MEANINGS[name]}", **_marker(name)) for name in used]

@@ -121,6 +121,8 @@ def suits(name: str, space: Space) -> bool:
 
 def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
     """A model by file name; errors name the options that its constructor does not have, or the missing context."""
+    if not suits(name, data.space):
+        raise ValueError(f"{name} cannot live in {data.space}")
     cls = model_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in ("space", "context")]
     unknown = [option for option in options if option not in known]
@@ -129,7 +131,7 @@ def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
     if not is_conditional(name) and data.context is not None:
         raise ValueError(f"{name} models p(x) and takes no context, but the data are given {data.context}")
     if is_conditional(name) and data.context is None:
-        raise ValueError(f"{name} needs a context: data given the label or some quadrants")
+        raise ValueError(f"{name} needs a context: --given label or --given quadrants")
     where = (data.space,) if data.context is None else (data.space, data.context)
     try:
         return cls(*where, **options)
@@ -158,11 +160,23 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def train(
-    config: Config, out: Path, *, device: str | None = None, resume: bool = False, progress: bool = False
+    config: Config,
+    out: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
 ) -> tuple[Run, History]:
-    """Fit the model of a configuration into the directory `out`: config.json, history.csv, checkpoint.pt, fit.json."""
-    if resume and Config.load(out / "config.json") != config:
-        raise ValueError(f"cannot resume {out}: its config.json differs from the run asked for")
+    """Fit the model of a configuration into the directory `out`: config.json, history.csv, checkpoint.pt, fit.json.
+
+    A run that is there already is neither taken for this one nor lost: it goes on with `resume`, if it is the same
+    run, and is replaced with `overwrite`; else a ValueError says so.
+    """
+    if resume:
+        _check_same(Config.load(out / "config.json"), config, out)
+    elif (out / "config.json").is_file() and not overwrite:
+        raise ValueError(f"{out} holds a run already: --resume goes on with it, --overwrite starts anew")
     check_settings(config.model, config.fit)
     data = config.load_data()
     model = config.build(data)
@@ -184,6 +198,16 @@ def train(
     }
     (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return Run(out, config, data, model.cpu()), history  # where the data lie
+
+
+def _check_same(there: Config, asked: Config, out: Path) -> None:
+    """Raise a ValueError that names what differs, unless both are the same run."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    differ = [
+        f"{n} was {getattr(there, n)}, now {getattr(asked, n)}" for n in names if getattr(there, n) != getattr(asked, n)
+    ]
+    if differ:
+        raise ValueError(f"cannot resume {out}: its config.json differs from the run asked for: {'; '.join(differ)}")
 
 
 def _clear(out: Path) -> None:

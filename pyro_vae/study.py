@@ -102,6 +102,7 @@ class Job:
     device: str | None
     threads: int | None
     resume: bool
+    overwrite: bool
     progress: bool
 
 
@@ -115,7 +116,10 @@ def fit_and_score(job: Job) -> str:
         return job.name
     started = job.resume and (job.out / "checkpoint.pt").is_file()
     if not (started and _is_fitted(job)):
-        _, history = train(job.config, job.out, device=job.device, resume=started, progress=job.progress)
+        anew = job.overwrite or job.resume  # resuming what had no checkpoint yet loses nothing
+        _, history = train(
+            job.config, job.out, device=job.device, resume=started, overwrite=anew, progress=job.progress
+        )
         if history.status == "interrupted":
             raise KeyboardInterrupt
     run = open_run(job.out)

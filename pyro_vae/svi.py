@@ -158,7 +158,8 @@ class Run:
 
     def _complaint(self, loss: float, args: tuple[Tensor, ...]) -> str:
         site = traces.nonfinite_site(self.pair, args) or "no single site (their sum overflowed)"
-        return f"loss is {loss} at step {self.step} (epoch {self.epoch + 1}); not finite: {site}"
+        where = f"step {self.step} (epoch {self.epoch + 1})"
+        return f"loss is {loss} at {where}; not finite: {site}; a smaller learning_rate may help"
 
     def kl_weight(self) -> float:
         """Weight of the latent terms at this step, from 1 on: a straight line up to 1 over `kl_warmup` epochs."""

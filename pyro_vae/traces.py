@@ -74,14 +74,19 @@ def check_pair(pair: Pair, args: tuple[Tensor, ...]) -> list[str]:
     """The latent sites, after checking that model and guide have the same ones; a ValueError lists both sets."""
     in_model, in_guide = latent_sites(pair, args)
     if in_model != in_guide:
-        raise ValueError(f"model and guide must have the same latent sites; model: {in_model}, guide: {in_guide}")
+        hint = "" if in_guide else "; pass the guide as guide=..."
+        raise ValueError(f"model and guide must have the same latent sites; model: {in_model}, guide: {in_guide}{hint}")
     return in_model
 
 
 def observation(pair: Pair, args: tuple[Tensor, ...]) -> Any:
     """The distribution at the site "obs", given latents drawn from the guide."""
     with torch.no_grad():
-        return _traces(pair, args)[1].nodes["obs"]["fn"]
+        nodes = _traces(pair, args)[1].nodes
+    if "obs" not in nodes:
+        sites = [name for name, node in nodes.items() if node["type"] == "sample"]
+        raise ValueError(f"the data must be at the site 'obs' of the model, found the sites {sites}")
+    return nodes["obs"]["fn"]
 
 
 def reconstruct(pair: Pair, args: tuple[Tensor, ...]) -> Tensor:

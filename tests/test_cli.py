@@ -154,7 +154,7 @@ def test_same_seed_same_parameters_and_resuming_a_finished_run_changes_nothing(v
     trained(tiny, tmp_path, "--model", "vae")
     assert torch.equal(parameters(tmp_path), parameters(vae_run))
     text = trained(tiny, tmp_path, "--model", "vae", "--resume")
-    assert "finished after 2 rows" in text
+    assert "finished after 2 epochs" in text
     assert torch.equal(parameters(tmp_path), parameters(vae_run))
 
 
@@ -180,6 +180,14 @@ def test_one_particle_has_no_error_and_the_summary_is_strict_json(vae_run, tmp_p
 def test_resume_refuses_another_configuration(vae_run, tiny) -> None:
     text = call("train", "--model", "vae", "--data", tiny, "--out", vae_run, "--resume", code=1)
     assert text.startswith(f"Error: cannot resume {vae_run}: its config.json differs")
+    assert "options was {" in text
+
+
+def test_a_run_that_is_there_is_replaced_only_when_asked(vae_run, tiny, tmp_path) -> None:
+    before = (vae_run / "checkpoint.pt").read_bytes()
+    text = call("train", "--model", "vae", "--data", tiny, "--out", vae_run, code=1)
+    assert text.startswith(f"Error: {vae_run} holds a run already: --resume goes on with it, --overwrite starts anew")
+    assert (vae_run / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -187,7 +195,7 @@ def test_a_run_started_anew_takes_nothing_from_the_one_before(vae_run, tiny, tmp
     out = tmp_path / "vae"
     shutil.copytree(vae_run, out)
     monkeypatch.setattr(runs, "fit", lambda *args, **settings: sys.exit(9))  # as if it were killed
-    call("train", "--model", "vae", "--data", tiny, "--out", out, "--quiet", code=9)
+    call("train", "--model", "vae", "--data", tiny, "--out", out, "--quiet", "--overwrite", code=9)
     assert not (out / "checkpoint.pt").exists()
     assert not (out / "fit.json").exists()
 
@@ -249,7 +257,7 @@ def test_exact_evaluation_of_a_vae_is_a_clear_error(vae_run, tmp_path) -> None:
 def test_comparison_of_digits_holds_what_is_promised(digits_comparison) -> None:
     out, text = digits_comparison
     contents = read_json(out / "comparison.json")
-    assert set(contents) == {"data", "rows", "pairs", "beside"}
+    assert set(contents) == {"data", "rows", "pairs", "remarks", "beside"}
     assert (contents["data"]["name"], contents["data"]["space"]) == ("digits", "Quantized(17)")
     assert contents["data"]["n_test"] == 360
     assert all(set(row) >= ROW_KEYS for row in contents["rows"])
@@ -272,7 +280,7 @@ def test_conditional_row_stands_beside_and_is_not_paired(digits_comparison) -> N
 
 def test_each_row_is_a_run_with_its_files_and_pictures(digits_comparison) -> None:
     out, _ = digits_comparison
-    assert_pngs(out, "comparison.png", "comparison_1.png")
+    assert_pngs(out, "comparison.png", "comparison_label.png")
     for name in ("vae", "cvae"):
         assert_pngs(out / name, "samples.png", "reconstructions.png", "elbo.png")
         assert {"config.json", "history.csv", "checkpoint.pt"} <= {path.name for path in (out / name).iterdir()}
@@ -415,8 +423,8 @@ def test_wrong_images_are_named(vae_run, own_images, tmp_path) -> None:
             ["--model", "gmm", "--fit", "num_epochs=2"],
             "the fit of gmm has no setting num_epochs; it has num_iterations, ",
         ),
-        (["--model", "ppca"], "PPCA lives on Real, got Quantized(256)"),
-        (["--model", "cvae"], "cvae needs a context: data given the label or some quadrants"),
+        (["--model", "ppca"], "ppca cannot live in Quantized(256)"),
+        (["--model", "cvae"], "cvae needs a context: --given label or --given quadrants"),
         (["--model", "vae", "--given", "label"], "vae models p(x) and takes no context, but the data are given label"),
         (["--model", "vae", "--resume"], "no run at "),
         (["--model", "vae", "--data", "nope"], "data must be one of digits, mnist, "),

@@ -164,7 +164,7 @@ def test_json_has_the_promised_keys_and_reads_back(tmp_path) -> None:
     scores = {"a": result([-1.0, -2], "lower", khat=np.array([0.1, 0.9])), "b": result([-3.0, -5])}
     path = compare(scores, train_seconds={"a": 7.5}).to_json(tmp_path / "comparison.json", data_name="digits")
     contents = json.loads(path.read_text(encoding="utf-8"))
-    assert set(contents) == {"data", "rows", "pairs"}
+    assert set(contents) == {"data", "rows", "pairs", "remarks"}
     digest = "ab" * 32
     assert contents["data"] == {"name": "digits", "space": "Quantized(17)", "n_test": 2, "sha256": digest}
     first, second = contents["rows"]

@@ -330,6 +330,33 @@ def test_a_model_does_not_score_data_of_another_space():
         pv.log_likelihood(model, grey)
 
 
+def test_a_density_does_not_score_masses_nor_a_mass_densities():
+    bits = pv.Batch(torch.zeros(3), space=pv.Binary(()))
+    with pytest.raises(ValueError, match="the law at site 'obs' has a density, but data in Binary need a mass"):
+        pv.log_likelihood(gaussian_model, bits, guide=gaussian_guide)
+
+    def coin(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", dist.Bernoulli(0.3), obs=obs)
+
+    with pytest.raises(ValueError, match="the law at site 'obs' has a mass, but data in Real need a density"):
+        pv.log_likelihood(coin, pv.Batch(torch.zeros(3), space=pv.Real(())))
+
+
+def test_data_at_another_site_are_missed_by_name():
+    def elsewhere(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=obs)
+
+    with pytest.raises(ValueError, match=r"at the site 'obs' of the model, found the sites \['data', 'x'\]"):
+        pv.log_likelihood(elsewhere, pv.Batch(OBS))
+
+
+def test_an_estimator_is_no_word():
+    with pytest.raises(TypeError, match=r"must be pv\.exact\(\) or pv\.importance_sampling"):
+        pv.log_likelihood(gaussian_model, pv.Batch(OBS), guide=gaussian_guide, estimator="exact")
+
+
 def test_context_of_model_and_batch_must_agree():
     space, labels = conditional()
     obs, one_hot = torch.zeros(3, 2, 2), torch.eye(3)

@@ -365,6 +365,12 @@ def test_resuming_what_has_ended_changes_nothing(data, tmp_path):
     assert same(parameters(first), parameters(again))
 
 
+def test_a_model_of_another_space_is_not_fitted(data):
+    other = IndependentPixel(Real((3, 3)))
+    with pytest.raises(ValueError, match=r"IndependentPixel for Real of shape .* cannot be fitted to data in Binary"):
+        fit(other, data)
+
+
 def test_a_run_resumes_only_under_its_own_settings(data, tmp_path):
     run_fit(vae(), data, out=tmp_path, num_epochs=1)
     with pytest.raises(ValueError, match="batch_size was 4, now 5; seed was 0, now 1"):
@@ -443,5 +449,5 @@ def test_a_pair_that_cannot_be_fitted_is_refused(data):
         run_fit(lambda obs: None, data, guide=lambda obs: None)
     with pytest.raises(ValueError, match=r"same latent sites; model: \['z'\], guide: \[\]"):
         run_fit(LinearModel(), linear_data())
-    with pytest.raises(TypeError, match="num_epoch"):
+    with pytest.raises(ValueError, match="fit has no setting num_epoch; it has num_epochs"):
         run_fit(vae(), data, num_epoch=3)

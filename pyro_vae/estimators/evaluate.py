@@ -64,6 +64,8 @@ def log_likelihood(
             NaN or infinite.
     """
     space = _space(model, batch)
+    if not (estimator is None or isinstance(estimator, Exact | ImportanceSampling)):
+        raise TypeError(f"estimator must be pv.exact() or pv.importance_sampling(...), got {estimator!r}")
     pair = traces.as_pair(model, guide)
     # What a plain function reads from outside cannot be moved, so it runs where its data lie.
     device = pick_device(device if device is not None or pair.modules else batch.obs.device)
@@ -73,6 +75,7 @@ def log_likelihood(
         latent = traces.check_pair(pair, tuple(arg[:2] for arg in args))
         estimator = estimator if latent and estimator else importance_sampling() if latent else Exact()
         space = space or _space_of(pair, args)
+        _check_measure(pair, args, space)
         with _bar(len(batch), progress) as tick:
             estimate = estimator(pair, args, seed, tick)
         seconds = time.perf_counter() - started
@@ -99,11 +102,28 @@ def log_likelihood(
     )
 
 
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds)
+
+
+def _check_measure(pair: Pair, args: tuple[Tensor, ...], space: spaces.Space) -> None:
+    """Raise a ValueError for a density on data that are scored by masses, or the other way round."""
+    try:
+        is_discrete = traces.observation(pair, tuple(arg[:2] for arg in args)).support.is_discrete
+    except NotImplementedError:  # a law that does not tell its support; ours are built by their space
+        return
+    if is_discrete != space.is_discrete:
+        found, expected = ("a mass", "a density") if is_discrete else ("a density", "a mass")
+        raise ValueError(f"the law at site 'obs' has {found}, but data in {space} need {expected}")
+
+
 def _space(model: object, batch: "Batch") -> spaces.Space | None:
     """The space of model and batch, if either states one, after checking that they belong together."""
     if not hasattr(batch, "obs"):
         raise TypeError(f"batch must be a Batch, as in pv.Batch(obs), got {type(batch).__name__}")
-    own = getattr(model, "space", None)
+    own, kinds = getattr(model, "space", None), getattr(model, "spaces", None)
+    if kinds and batch.space is not None and not isinstance(batch.space, kinds):
+        raise ValueError(f"{type(model).__name__} lives in {_names(kinds)}, not in {batch.space}")
     if own is not None and batch.space is not None and own != batch.space:
         raise ValueError(
             f"the model lives in {own} of shape {own.shape}, the data in {batch.space} of shape {batch.space.shape}"

@@ -19,7 +19,7 @@ ARRAYS = ("log_prob", "variance", "ess", "khat")
 KHAT_LIMIT = 0.7  # above it, the variance of the weights is no guide to the error (Vehtari et al. 2015, 1507.02646)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LogLikelihood:
     """Held-out log p(x_n) of each datum n, in nats, higher is better.
 
@@ -74,6 +74,12 @@ class LogLikelihood:
     def __len__(self) -> int:
         return len(self.log_prob)
 
+    def __repr__(self) -> str:
+        return (
+            f"LogLikelihood(mean {self.quantity} {self.mean:.3f} nats ({self.direction}), {self.estimator}, "
+            f"n {len(self)}, {self.space})"
+        )
+
     @property
     def mean(self) -> float:
         """Mean log p over the data, nats."""
@@ -122,6 +128,7 @@ class LogLikelihood:
             "bits_per_dim": self.bits_per_dim,
             "seconds": self.seconds,
             "frac_khat_above_0.7": self.frac_khat_high,
+            "khat_limit": self.khat_limit,
             "doubling_bias": self.doubling_bias,
             "doubling_ratio": self.doubling_ratio,
             "n": len(self),
