@@ -115,6 +115,8 @@ def digits_comparison(tmp_path_factory):
 
 @pytest.mark.parametrize("program", [[sys.executable, "-m", "pyro_vae"], [Path(sys.executable).parent / "pyro-vae"]])
 def test_help_lists_the_commands(program) -> None:
+    if not Path(program[0]).is_file():
+        pytest.skip("a plain checkout: the command is not installed")
     text = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(name in text for name in ("train", "evaluate", "compare", "sample", "score"))
 
