@@ -6,6 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyro_vae import diagnostics
 
@@ -114,3 +116,16 @@ def test_doubling_check_rarely_speaks_of_healthy_weights(scale):
         ratio = diagnostics.doubling_check(*parts)[1]
         spoken += ratio is not None and ratio > diagnostics.RATIO_LIMIT
     assert spoken <= 2  # 5% of 40
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.floats(-700, 700), min_size=2, max_size=40),
+    st.floats(-1e4, 1e4),
+)
+def test_ess_lies_between_one_and_the_number_of_particles_and_ignores_a_common_factor(values, shift):
+    weights = torch.tensor(values, dtype=torch.float64)[:, None]
+    ess = float(diagnostics.effective_sample_size(weights)[0])
+    assert 1 - 1e-9 <= ess <= len(values) * (1 + 1e-9)
+    shifted = float(diagnostics.effective_sample_size(weights + shift)[0])
+    assert shifted == pytest.approx(ess, rel=1e-7)  # log weights of 1e4 keep twelve digits, doubled and subtracted
