@@ -207,7 +207,8 @@ def _check_same(there: Config, asked: Config, out: Path) -> None:
         f"{n} was {getattr(there, n)}, now {getattr(asked, n)}" for n in names if getattr(there, n) != getattr(asked, n)
     ]
     if differ:
-        raise ValueError(f"cannot resume {out}: its config.json differs from the run asked for: {'; '.join(differ)}")
+        text = f"cannot resume {out}: its config.json differs from the run asked for: {'; '.join(differ)}"
+        raise ValueError(f"{text} (--overwrite starts anew)")
 
 
 def _clear(out: Path) -> None:

@@ -183,6 +183,7 @@ def test_resume_refuses_another_configuration(vae_run, tiny) -> None:
     text = call("train", "--model", "vae", "--data", tiny, "--out", vae_run, "--resume", code=1)
     assert text.startswith(f"Error: cannot resume {vae_run}: its config.json differs")
     assert "options was {" in text
+    assert text.strip().endswith("(--overwrite starts anew)")
 
 
 def test_a_run_that_is_there_is_replaced_only_when_asked(vae_run, tiny, tmp_path) -> None:
