@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+KHAT_LIMIT = 0.7  # above it, the variance of the weights is no guide to the error (Vehtari et al. 2015, 1507.02646)
+KHAT_SE = 2.0  # standard errors of k-hat that a single datum's flag adds to it
 RATIO_LIMIT = 0.8  # of the gains of two doublings: above it what is left cannot be told from them
 
 
@@ -64,6 +67,33 @@ def _fit_shape(excess: Tensor) -> Tensor:
     b_mean = (b * weights).sum(0)
     k_mean = torch.log1p(-b_mean * excess).mean(0)
     return (size * k_mean + 5) / (size + 10)
+
+
+def khat_limit(num_particles: int) -> float:
+    """The k-hat up to which the errors may be trusted, min(1 - 1/log10 K, 0.7)."""
+    return min(1 - 1 / math.log10(num_particles), KHAT_LIMIT) if num_particles > 1 else KHAT_LIMIT
+
+
+def khat_se(khat: np.ndarray, num_particles: int) -> np.ndarray:
+    """Standard error of k-hat, (1 + k)/√M with M tail weights: the asymptotic one of maximum likelihood."""
+    return np.maximum(1 + np.where(np.isneginf(khat), -1.0, khat), 0) / math.sqrt(tail_length(num_particles))
+
+
+def khat_flags(khat: np.ndarray, num_particles: int, num_se: float = KHAT_SE) -> np.ndarray:
+    """Which data have weights too heavy for their error to be trusted: k-hat + `num_se` SE is above the limit.
+
+    A k-hat that could not be had (NaN) is flagged too.
+
+    Args:
+        khat: shape (n,).
+        num_particles: K, the particles of each datum that k-hat rests on.
+        num_se: standard errors that are added, since a case at the limit falls below it half the time.
+
+    Returns:
+        Booleans (n,).
+    """
+    with np.errstate(invalid="ignore"):
+        return ~(khat + num_se * khat_se(khat, num_particles) <= khat_limit(num_particles))
 
 
 def doubling_check(quarter: Tensor, half: Tensor, whole: Tensor) -> tuple[float | None, float | None]:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pyro_vae.estimators.result import ARRAYS, LogLikelihood
+from pyro_vae.estimators.result import ARRAYS, Certificate, LogLikelihood
 from pyro_vae.spaces import Binary, Quantized, Real
 
 
@@ -31,6 +31,8 @@ def noisy(space, **changes) -> LogLikelihood:
         "variance": rng.random(9),
         "ess": 100 * rng.random(9),
         "khat": np.append(rng.random(8), np.inf),
+        "elbo": rng.normal(-1e3, 2, 9),
+        "spread": rng.random(9),
     }
     return result(rng.normal(-1e3, 1, 9), space=space, direction="lower", **arrays, **changes)
 
@@ -53,7 +55,16 @@ def assert_same(left: LogLikelihood, right: LogLikelihood) -> None:
 )
 def test_save_and_load_give_back_every_digit(space, tmp_path) -> None:
     marginal = noisy(space, seed=4, notes=("over 10 labels",))
-    extras = {"doubling_bias": -1 / 3, "doubling_ratio": 0.7, "given": "label", "notes": ("one", "two")}
+    certificate = Certificate(True, "for a reason", 0.1, 0.02, -3.1, -3.0, 0.2, 0.3, 50)
+    checks = {"certificate": certificate, "shares": {"first": 0.25, "second": 0.75}, "khat_particles": 100}
+    extras = {
+        **checks,
+        "bias_bound": 1 / 3,
+        "doubling_bias": -1 / 3,
+        "doubling_ratio": 0.7,
+        "given": "label",
+        "notes": ("one", "two"),
+    }
     whole = noisy(space, **extras, marginal=marginal)
     whole.save(tmp_path / "result.npz")
     assert_same(whole, LogLikelihood.load(tmp_path / "result.npz"))

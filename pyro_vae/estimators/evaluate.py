@@ -234,6 +234,14 @@ def _marginal(
     return _sum_over_labels(estimates, torch.stack(log_priors).numpy())
 
 
+def _marginal_bias(estimates: list[Estimate], share: np.ndarray) -> float | None:
+    """Half the mean variance of log p(x), the leading bias of the logarithm; None where an estimate has no bound."""
+    if any(e.bias_bound is None for e in estimates):
+        return None
+    variances = np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)
+    return float((share**2 * variances).sum(0).mean() / 2)
+
+
 def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estimate:
     """The marginal of estimates of log p(x | c), one per label; k-hat is the worst of the labels with a share."""
     joint = log_priors + np.stack([e.log_prob for e in estimates])  # (num_classes, n)
@@ -249,6 +257,9 @@ def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estim
         variance=variance,
         num_particles=sum(e.num_particles for e in estimates),
         ess=None,
+        elbo=None,
+        spread=None,
+        bias_bound=_marginal_bias(estimates, share),
         khat=khat,
         doubling_bias=None,
         doubling_ratio=None,

@@ -34,6 +34,8 @@ class Exact:
             num_particles=0,
             ess=None,
             khat=None,
+            elbo=None,
+            bias_bound=0.0,
         )
 
 

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, traces
-from pyro_vae.estimators.result import Direction
+from pyro_vae.estimators.result import ARRAYS, Certificate, Direction
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
@@ -31,8 +32,14 @@ class Estimate:
     num_particles: int
     ess: np.ndarray | None = None
     khat: np.ndarray | None = None
+    khat_particles: int | None = None
+    elbo: np.ndarray | None = None
+    spread: np.ndarray | None = None
+    bias_bound: float | None = None
     doubling_bias: float | None = None
     doubling_ratio: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    certificate: Certificate | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -60,16 +67,23 @@ class ImportanceSampling:
         bias, ratio = None, None
         if "quarter" in figures and not self.jackknife:
             bias, ratio = diagnostics.doubling_check(figures["quarter"], figures["half"], figures["log_prob"])
-        arrays = {name: figures[name].numpy() for name in ("log_prob", "variance", "ess", "khat") if name in figures}
+        arrays: dict[str, Any] = {name: figures[name].numpy() for name in ARRAYS if name in figures}
         return Estimate(
             **arrays,
             direction="unbiased" if self.jackknife else "lower",
             estimator="importance_sampling_jackknife" if self.jackknife else "importance_sampling",
             num_particles=self.num_particles,
+            bias_bound=0.0 if self.jackknife else _leading_bias(arrays["variance"], bias),
             doubling_bias=bias,
             doubling_ratio=ratio,
             notes=notes,
         )
+
+
+def _leading_bias(variance: np.ndarray, doubling_bias: float | None) -> float | None:
+    """Mean of s²/2, the leading term of what log p is understated by, or what doubling finds if that is more."""
+    leading = float(np.mean(variance)) / 2
+    return max(leading, doubling_bias or 0.0) if math.isfinite(leading) else None
 
 
 def importance_sampling(num_particles: int = 5000, *, jackknife: bool = False) -> ImportanceSampling:
@@ -190,6 +204,8 @@ class _Accumulator:
         self.sums = torch.zeros(num_sums, num_data, dtype=torch.float64, device=device)  # Σ exp(j (v - max))
         self.tail = diagnostics.tail_length(num_particles)
         self.largest = torch.empty(0, num_data, dtype=torch.float64, device=device)
+        self.mean = torch.zeros(num_data, dtype=torch.float64, device=device)  # of the log weights
+        self.squares = torch.zeros(num_data, dtype=torch.float64, device=device)  # Σ (v - mean)²
         self.snapshots: dict[int, Tensor] = {}
         self.marks = [num_particles // 4, num_particles // 2] if num_particles >= 8 else []
 
@@ -211,9 +227,17 @@ class _Accumulator:
         for j in range(len(self.sums)):
             self.sums[j] += power.sum(0)
             power = power * weights
+        self._add_moments(log_weights)
         self.max, self.count = top, self.count + len(log_weights)
         keep = min(self.count, max(self.tail + 1, 64))
         self.largest = torch.cat([self.largest, log_weights]).topk(keep, 0).values
+
+    def _add_moments(self, log_weights: Tensor) -> None:
+        """Mean and sum of squares of the log weights, merged as Chan, Golub and LeVeque (1983) do."""
+        added, mean = len(log_weights), log_weights.mean(0)
+        delta, total = mean - self.mean, self.count + added
+        self.squares = self.squares + (log_weights - mean).square().sum(0) + delta**2 * (self.count * added / total)
+        self.mean = self.mean + delta * (added / total)
 
     def log_mean(self) -> Tensor:
         """Log of the mean weight so far, (n,)."""
@@ -228,7 +252,10 @@ class _Accumulator:
             "log_prob": self.jackknife() if self.wants_jackknife else self.log_mean(),
             "variance": diagnostics.delta_variance(ess, self.num_particles),
             "ess": ess,
+            "elbo": self.mean.nan_to_num(nan=-math.inf, neginf=-math.inf),  # NaN after a weight of zero
         }
+        if self.num_particles > 1:
+            figures["spread"] = self.squares.nan_to_num(nan=math.inf) / (self.num_particles - 1)
         if self.tail >= MIN_TAIL:
             figures["khat"] = diagnostics.pareto_khat(self.largest[: self.tail + 1])
         if self.marks:

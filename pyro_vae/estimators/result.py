@@ -4,19 +4,61 @@ import csv
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
-from pyro_vae import spaces
+from pyro_vae import diagnostics, spaces
 from pyro_vae.spaces import Space
 
 Direction = Literal["exact", "lower", "upper", "unbiased"]
 DIRECTIONS = ("exact", "lower", "upper", "unbiased")
-ARRAYS = ("log_prob", "variance", "ess", "khat")
-KHAT_LIMIT = 0.7  # above it, the variance of the weights is no guide to the error (Vehtari et al. 2015, 1507.02646)
+ARRAYS = ("log_prob", "variance", "ess", "khat", "elbo", "spread")
+CHAINS = ("annealed_importance_sampling", "sequential_monte_carlo")  # whose particles are chains
+FLAGGED_SHARE = 0.1  # share of data with a bad diagnostic from which the error of their mean is not to be trusted
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval for a mean log p, nats; where `warning` is not None it must not be taken as one."""
+
+    low: float
+    high: float
+    level: float
+    warning: str | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What annealing from both sides says of an estimator, on data that were simulated from the model.
+
+    Attributes:
+        granted: whether the error of the mean may be taken to be at most `gap`.
+        reason: why it is granted or withheld, as a sentence.
+        gap: mean upper bound minus mean estimate on the simulated data, nats per datum.
+        gap_se: standard error of `gap` over the simulated data.
+        lower: mean estimate on the simulated data, nats.
+        upper: mean upper bound on the simulated data, nats.
+        real_spread: mean variance of the log weights on the real data, nats².
+        simulated_spread: the same on the simulated data.
+        num_simulated: number of simulated data.
+    """
+
+    granted: bool
+    reason: str
+    gap: float
+    gap_se: float
+    lower: float
+    upper: float
+    real_spread: float
+    simulated_spread: float
+    num_simulated: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,9 +78,15 @@ class LogLikelihood:
         seconds: wall-clock seconds of the estimate.
         ess: effective sample size of the importance weights, shape (n,), or None.
         khat: Pareto shape of the largest weights, shape (n,), or None; above 0.7 the error is not to be trusted.
+        khat_particles: particles of each datum that `khat` rests on; `num_particles` if None.
+        elbo: mean log weight, which estimates each datum's ELBO for the proposal used, shape (n,), nats, or None.
+        spread: variance of the log weights, shape (n,), nats², or None.
+        bias_bound: how far the truth may lie above `mean` beyond its sampling error, nats; None where unknown.
         doubling_bias: estimate of the bias of `mean` that is left, from halving the particles, nats, or None.
         doubling_ratio: the ratio that it rests on; about 0.5 is healthy, above 0.8 the estimate is not.
         given: what the model conditions on ("label", "quadrants(1)"), or None for log p(x).
+        shares: for an estimator with stages, the share of the data that each stage answered for.
+        certificate: what the check from both sides says, or None if it was not asked for.
         notes: what a reader must know beside the numbers, for example that a block was halved for want of memory.
         marginal: for a model given labels, the result for log p(x) = logsumexp_c [log p(c) + log p(x | c)].
     """
@@ -54,9 +102,15 @@ class LogLikelihood:
     seconds: float
     ess: np.ndarray | None = None
     khat: np.ndarray | None = None
+    khat_particles: int | None = None
+    elbo: np.ndarray | None = None
+    spread: np.ndarray | None = None
+    bias_bound: float | None = None
     doubling_bias: float | None = None
     doubling_ratio: float | None = None
     given: str | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    certificate: Certificate | None = None
     notes: tuple[str, ...] = ()
     marginal: "LogLikelihood | None" = None
 
@@ -103,12 +157,67 @@ class LogLikelihood:
     @property
     def khat_limit(self) -> float:
         """The k-hat up to which the errors may be trusted, min(1 - 1/log10 K, 0.7)."""
-        return min(1 - 1 / math.log10(self.num_particles), KHAT_LIMIT) if self.num_particles > 1 else KHAT_LIMIT
+        return diagnostics.khat_limit(self.khat_particles or self.num_particles)
 
     @property
     def frac_khat_high(self) -> float | None:
         """Share of the data whose k-hat is above 0.7, or None without k-hat."""
-        return None if self.khat is None else float(np.mean(self.khat > KHAT_LIMIT))
+        return None if self.khat is None else float(np.mean(self.khat > diagnostics.KHAT_LIMIT))
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Whether the Monte Carlo error of each datum is not to be trusted, shape (n,).
+
+        Exact values never are. Others are flagged where k-hat plus two of its standard errors is above its limit, for
+        annealing where fewer than a quarter of the chains are effective, and where there is no diagnostic at all.
+        """
+        return self._flags(diagnostics.KHAT_SE)
+
+    def _flags(self, num_se: float) -> np.ndarray:
+        if self.direction == "exact":
+            return np.zeros(len(self), dtype=bool)
+        if self.khat is not None:
+            return diagnostics.khat_flags(self.khat, self.khat_particles or self.num_particles, num_se)
+        if self.ess is not None and self.estimator in CHAINS:
+            return ~(self.ess >= self.num_particles / 4)
+        return np.ones(len(self), dtype=bool)
+
+    @property
+    def warning(self) -> str | None:
+        """Why the error of `mean` is not to be trusted, or None if nothing speaks against it.
+
+        It is not where the diagnostic is bad for more than a tenth of the data. Since k-hat is noisy, a datum counts as
+        bad if k-hat plus 2/√n of its standard errors is above the limit: many data need no further margin.
+        """
+        if self.direction == "exact":
+            return None
+        share = float(np.mean(self._flags(diagnostics.KHAT_SE / math.sqrt(len(self)))))
+        if self.khat is None and self.estimator not in CHAINS:
+            return f"{self.num_particles} particles are too few to check the Monte Carlo error"
+        if share > FLAGGED_SHARE:
+            sign = f"k-hat > {self.khat_limit:.2g}" if self.khat is not None else "few effective chains"
+            return f"the Monte Carlo error is not to be trusted for {share:.0%} of the data ({sign})"
+        if self.doubling_ratio is not None and self.doubling_ratio > diagnostics.RATIO_LIMIT:
+            gains = f"gains in ratio {self.doubling_ratio:.2f}, 0.5 is healthy"
+            return f"doubling the particles still moves the mean ({gains})"
+        return None if self.bias_bound is not None else "no bound on the bias of the mean is known"
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Interval for the mean of exactly these data, [mean - z mc_se, mean + B + z mc_se] with B the bias bound."""
+        return self._interval(self.mc_se, level)
+
+    def population_interval(self, level: float = 0.95) -> Interval:
+        """Interval for the mean of the population that the data were drawn from: z test_se in place of z mc_se."""
+        return self._interval(self.test_se, level)
+
+    def _interval(self, se: float, level: float) -> Interval:
+        half = NormalDist().inv_cdf((1 + level) / 2) * se
+        return Interval(self.mean - half, self.mean + (self.bias_bound or 0.0) + half, level, self.warning)
+
+    def datum_intervals(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Ends (n,) of an interval for each log p(x_n), log_prob ± z √variance, to be trusted where not `flagged`."""
+        half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(self.variance)
+        return self.log_prob - half, self.log_prob + half
 
     @property
     def quantity(self) -> str:
@@ -129,6 +238,8 @@ class LogLikelihood:
             "seconds": self.seconds,
             "frac_khat_above_0.7": self.frac_khat_high,
             "khat_limit": self.khat_limit,
+            "bias_bound": self.bias_bound,
+            "warning": self.warning,
             "doubling_bias": self.doubling_bias,
             "doubling_ratio": self.doubling_ratio,
             "n": len(self),
@@ -136,6 +247,8 @@ class LogLikelihood:
             "sha256": self.digest,
             "seed": self.seed,
             "notes": list(self.notes),
+            **({"shares": dict(self.shares)} if self.shares else {}),
+            **({"certificate": dataclasses.asdict(self.certificate)} if self.certificate else {}),
         }
 
     def save(self, path: str | Path) -> None:
@@ -165,6 +278,7 @@ def _to_arrays(result: LogLikelihood) -> dict[str, Any]:
     """Arrays as they are, all else as one JSON text under `meta`; the marginal with a prefix."""
     arrays: dict[str, Any] = {name: getattr(result, name) for name in ARRAYS if getattr(result, name) is not None}
     meta = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in (*ARRAYS, "marginal")}
+    meta["certificate"] = dataclasses.asdict(result.certificate) if result.certificate else None
     meta["space"] = {"kind": type(result.space).__name__, **dataclasses.asdict(result.space)}
     arrays["meta"] = np.array(json.dumps(meta))
     if result.marginal is not None:
@@ -180,5 +294,7 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> LogLikelihood:
     kind = getattr(spaces, space.pop("kind"))
     meta["space"] = kind(**{**space, "shape": tuple(space["shape"])})
     meta["notes"] = tuple(meta["notes"])
+    if meta["certificate"]:
+        meta["certificate"] = Certificate(**meta["certificate"])
     values: dict[str, Any] = {name: arrays[name] for name in ARRAYS if name in arrays}
     return LogLikelihood(**values, **meta, marginal=_from_arrays(inner) if inner else None)
