@@ -1,7 +1,7 @@
 """The only file that touches poutine: per-datum log weights, latent sites, simulation, scaled latent terms."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -114,9 +114,105 @@ def draw_latents(pair: Pair, args: tuple[Tensor, ...], num_particles: int, tiled
 
 def log_joint(pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool) -> Tensor:
     """Log p(x_n, z_k), shape (num_particles, n), nats, at given values of the latents."""
-    model = poutine.condition(pair.model, data=values)
-    trace = _trace(model, args, num_particles, tiled)
-    return _log_prob(trace, args[0], num_particles, tiled, program="model")
+    return log_density(pair.model, args, values, num_particles, tiled, "model")
+
+
+def log_density(
+    program: Program, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool, name: str = "guide"
+) -> Tensor:
+    """Log-density of one program at given values of its latent sites (and at its data), shape (num_particles, n), nats.
+
+    At values that a guide did not draw itself it may have no density to give: see `check_density`.
+    """
+    trace = _trace(poutine.condition(program, data=values), args, num_particles, tiled)
+    return _log_prob(trace, args[0], num_particles, tiled, program=name)
+
+
+def log_prior_and_likelihood(
+    pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool
+) -> tuple[Tensor, Tensor]:
+    """Log p(z_k) and log p(x_n | z_k), each of shape (num_particles, n), nats, from one run of the model."""
+    trace = _trace(poutine.condition(pair.model, data=values), args, num_particles, tiled)
+    prior = _log_prob(trace, args[0], num_particles, tiled, program="model", sites=values.keys())
+    return prior, _log_prob(trace, args[0], num_particles, tiled, program="model") - prior
+
+
+def draw_prior(pair: Pair, args: tuple[Tensor, ...], num_particles: int, tiled: bool) -> Values:
+    """K draws of every latent from the model's prior, for each datum."""
+    trace = _trace(poutine.uncondition(pair.model), args, num_particles, tiled)
+    return {name: site["value"] for name, site in _samples(trace) if not _was_observed(site)}
+
+
+def laws(pair: Pair, args: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The law of every latent site of the model, {site: distribution}, at latents drawn from the guide."""
+    with torch.no_grad():
+        guide_trace, model_trace = _traces(pair, args)
+    return {name: model_trace.nodes[name]["fn"] for name in _latent(guide_trace)}
+
+
+def with_laws(program: Program, change: Callable[[str, Any], Any]) -> Program:
+    """The same program with `change(site, distribution)` in place of the law of every latent site."""
+
+    def changed(*args: Tensor) -> object:
+        with _ChangedLaws(change):
+            return program(*args)
+
+    return changed
+
+
+def guide_of(draw: Callable[..., tuple[Values, Tensor, dict[str, int]]]) -> Program:
+    """A guide made of a function that draws all latents at once and knows their joint density.
+
+    Args:
+        draw: called as `draw(*args)` with the guide's arguments; gives the values of every site, log q of them all with
+            one entry per row (..., n), and the number of event dimensions of each site.
+
+    Returns:
+        A program with one `Delta` per site, the first of which carries log q.
+    """
+
+    def guide(*args: Tensor) -> None:
+        values, log_q, event_dims = draw(*args)
+        with pyro.plate("data", len(args[0]), dim=-1):
+            for name, value in values.items():
+                pyro.sample(name, pyro.distributions.Delta(value, log_q, event_dim=event_dims[name]))
+                log_q = torch.zeros_like(log_q)
+
+    return guide
+
+
+def particle_shape() -> tuple[int, ...]:
+    """(num_particles,) inside a program that runs under the outer plate of particles, () elsewhere."""
+    for handler in _PYRO_STACK:
+        if isinstance(handler, pyro.plate) and handler.name == PARTICLES:
+            return (handler.size,)
+    return ()
+
+
+def check_density(pair: Pair, args: tuple[Tensor, ...], what: str) -> None:
+    """Raise a ValueError unless the guide can give log q at values that it did not draw itself.
+
+    Args:
+        pair: model and guide.
+        args: of two data or more; two are used.
+        what: what needs the density, for the message.
+    """
+    few = tuple(arg[:2] for arg in args)
+    with torch.no_grad():
+        values, log_q = draw_latents(pair, few, 1, tiled=True)
+        copies = {name: value.clone() for name, value in values.items()}  # flows know their own draws by identity
+        try:
+            again = log_density(pair.guide, few, copies, 1, tiled=True)
+        except (KeyError, NotImplementedError, RuntimeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise ValueError(
+                f"{what} needs log q(z | x) at any z, and this guide can give it at its own draws only ({reason}); use "
+                "a guide with a density, or plain importance sampling"
+            ) from error
+    if not torch.allclose(again, log_q, rtol=1e-3, atol=1e-2):
+        raise ValueError(
+            f"{what} needs log q(z | x) at any z, and this guide gives another value for a copy of its draw"
+        )
 
 
 def take_particles(values: Values, start: int, stop: int, num_data: int, tiled: bool) -> Values:
@@ -177,6 +273,16 @@ class _ScaledLatents(Messenger):
             msg["scale"] = msg["scale"] * self.scale
 
 
+class _ChangedLaws(Messenger):
+    def __init__(self, change: Callable[[str, Any], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not pyro.poutine.util.site_is_subsample(msg):
+            msg["fn"] = self.change(msg["name"], msg["fn"])
+
+
 def nonfinite_site(pair: Pair, args: tuple[Tensor, ...]) -> str | None:
     """The first site whose log-probability or value is not finite, as "site 'z' of the guide", or None."""
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -214,13 +320,27 @@ def _trace(program: Program, args: tuple[Tensor, ...], num_particles: int, tiled
         return poutine.trace(program).get_trace(*args)
 
 
-def _log_prob(trace: poutine.Trace, obs: Tensor, num_particles: int, tiled: bool, program: str) -> Tensor:
+def _was_observed(site: Any) -> bool:
+    """Whether a site of an unconditioned trace holds data in the model itself."""
+    return site["infer"].get("was_observed", False)
+
+
+def _log_prob(
+    trace: poutine.Trace,
+    obs: Tensor,
+    num_particles: int,
+    tiled: bool,
+    program: str,
+    sites: Container[str] | None = None,
+) -> Tensor:
     """Sum of the sites' log-probabilities, one number per particle and datum, in float64 where `obs` lies."""
     trace.compute_log_prob()
     num_data = len(obs)
     rows = num_particles * num_data if tiled else num_data
     total = torch.zeros(num_particles, num_data, dtype=torch.float64, device=obs.device)
     for name, site in _samples(trace):
+        if sites is not None and name not in sites:
+            continue
         _check_site(name, site, rows, program)
         log_prob = site["log_prob"].double()
         if tiled:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
     {"distributions", "networks", "diagnostics", "em", "normal_em", "randomness"},
     {"spaces"},
-    {"sources", "datasets", "data", "traces"},
+    {"sources", "datasets", "data", "traces", "latents"},
     {"guides"},
     {"models"},
     {"estimators"},
