@@ -69,6 +69,14 @@ class Latents:
             parts.append(free.reshape(num_particles, num_data, site.size))
         return torch.cat(parts, -1)
 
+    def pack_one(self, values: Values, num_data: int) -> Tensor:
+        """Values drawn without particles, one for each datum, as vectors u (n, dim)."""
+        parts = []
+        for site in self.sites:
+            free = site.transform.inv(values[site.name])
+            parts.append(free.movedim(len(site.left), 0).reshape(num_data, site.size))
+        return torch.cat(parts, -1)
+
     def unpack(self, u: Tensor) -> tuple[Values, Tensor]:
         """Values of the continuous sites, as the programs expect them, and log |det dT/du| (num_particles, n)."""
         num_particles, num_data = u.shape[:2]

@@ -33,6 +33,7 @@ def noisy(space, **changes) -> LogLikelihood:
         "khat": np.append(rng.random(8), np.inf),
         "elbo": rng.normal(-1e3, 2, 9),
         "spread": rng.random(9),
+        "bad": rng.random(9) < 0.5,
     }
     return result(rng.normal(-1e3, 1, 9), space=space, direction="lower", **arrays, **changes)
 

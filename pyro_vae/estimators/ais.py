@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pyro_vae import traces
 from pyro_vae.estimators.annealing import Weights, anneal, sigmoid_schedule
+from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.hmc import GeometricPath, pilot
-from pyro_vae.estimators.importance import BLOCK_ROWS, Estimate
+from pyro_vae.estimators.importance import BLOCK_ROWS
 from pyro_vae.latents import Latents
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
@@ -66,7 +67,8 @@ class AnnealedImportanceSampling:
         )
 
     def _notes(self, annealer: "Annealer", acceptance: list[Tensor]) -> tuple[str, ...]:
-        settings = f"{self.num_steps} steps from the {self.start}, {self.num_chains} chains of {self.num_leapfrog} leapfrog steps"
+        chains = f"{self.num_chains} chains of {self.num_leapfrog} leapfrog steps"
+        settings = f"{self.num_steps} steps from the {self.start}, {chains}"
         rate = f", acceptance {float(torch.stack(acceptance).mean()):.2f}" if acceptance else ""
         tiled = ("the programs ran on tiled data, one row per particle and datum",) if annealer.latents.tiled else ()
         states = annealer.latents.num_states
@@ -85,8 +87,8 @@ def annealed_importance_sampling(
     r"""Annealed importance sampling of log p(x) with Hamiltonian Monte Carlo, for any pair with continuous latents.
 
     f_t(z) = r(z)^(1-β_t) p(x, z)^β_t in unconstrained coordinates, β_t a sigmoid schedule, r the guide q(z | x) or the
-    prior p(z). Every chain of every datum has an accept step of its own; step sizes are tuned per datum in a pilot run and
-    then frozen. E[L_n] <= log p(x_n), and P(L_n > log p(x_n) + b) < exp(-b).
+    prior p(z). Every chain of every datum has an accept step of its own; step sizes are tuned per datum in a pilot run
+    and then frozen. E[L_n] <= log p(x_n), and P(L_n > log p(x_n) + b) < exp(-b).
 
     Args:
         num_steps: T, the number of intermediate densities; started from the guide about a tenth is needed of what the
@@ -124,8 +126,8 @@ class Annealer:
             raise ValueError(f"annealing needs continuous latents, this pair has {self._kinds()}; use exact()")
         if self.latents.num_states > MAX_STATES:
             raise ValueError(
-                f"Hamiltonian Monte Carlo needs continuous latents: this pair has {self._kinds()}, too many to be summed "
-                f"out at every step (at most {MAX_STATES}); use importance_sampling(num_particles=...)"
+                f"Hamiltonian Monte Carlo needs continuous latents: this pair has {self._kinds()}, too many to be "
+                f"summed out at every step (at most {MAX_STATES}); use importance_sampling(num_particles=...)"
             )
         if settings.start == "guide":
             traces.check_density(pair, args, "annealing from the guide")

@@ -1,5 +1,6 @@
 """Annealing: log weights along a sequence of densities, for any state and any kernel that leaves them invariant."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ class Sequence(Protocol):
     The states are whatever the kernels make of them; the first axis of all they hold is that of the chains.
     """
 
-    num_steps: int  # T
+    @property
+    def num_steps(self) -> int:
+        """T."""
 
     def log_density(self, state: State, step: int) -> Tensor:
         """Log f_step, shape (num_chains, ...), nats; further axes are independent problems, such as data."""
@@ -62,8 +65,8 @@ def anneal(
 ) -> Weights:
     r"""Carry chains from f_0 to f_T, w = Π_t f_t(x_{t-1}) / f_{t-1}(x_{t-1}), so that E w = Z_T / Z_0.
 
-    By Jensen, E log mean w <= log Z_T/Z_0, and P(log mean w > log Z_T/Z_0 + b) < exp(-b). In reverse, from exact draws of
-    f_T to f_0, E w = Z_0 / Z_T, so that -log mean w is an upper bound in expectation.
+    By Jensen, E log mean w <= log Z_T/Z_0, and P(log mean w > log Z_T/Z_0 + b) < exp(-b). In reverse, from exact draws
+    of f_T to f_0, E w = Z_0 / Z_T, so that -log mean w is an upper bound in expectation.
 
     Args:
         sequence: the densities and kernels.
@@ -81,11 +84,11 @@ def anneal(
     Source: Neal, "Annealed importance sampling", 2001; Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers",
     2006; Lee, Whiteley, "Variance estimation in the particle filter", 2018, arXiv:1509.00394.
     """
-    steps = range(sequence.num_steps, -1, -1) if reverse else range(sequence.num_steps + 1)
-    steps = list(steps)
+    steps = list(range(sequence.num_steps + 1))
+    steps = steps[::-1] if reverse else steps
     genealogy = None
     log_weights = torch.zeros(())
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         log_weights = log_weights + sequence.log_density(state, after) - sequence.log_density(state, before)
         if genealogy is None:
             genealogy = _Genealogy(log_weights)

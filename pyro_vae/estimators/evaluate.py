@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import spaces, traces
+from pyro_vae.estimators.estimate import Estimate, Estimator, flags
 from pyro_vae.estimators.exact import Exact
-from pyro_vae.estimators.importance import Estimate, ImportanceSampling, importance_sampling
+from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.randomness import derived_seed, own_randomness
 from pyro_vae.traces import Pair, Program
@@ -21,7 +22,7 @@ from pyro_vae.traces import Pair, Program
 if TYPE_CHECKING:
     from pyro_vae.data import Batch
 
-Estimator = Exact | ImportanceSampling
+ESTIMATORS = ("exact", "importance_sampling", "multilevel", "annealed_importance_sampling", "router", "sandwich")
 LABEL_SHARE = 0.01  # of p(x): a label with less says nothing of the tail of the sum
 
 
@@ -50,8 +51,9 @@ def log_likelihood(
             in a plate "data" at dim -1 and the data at the site "obs".
         batch: the observations, shape (n, ...), and the context if the model has one.
         guide: the guide of a Pyro model that is not one of ours.
-        estimator: `exact()`, `importance_sampling(...)`; by default exact where there are no latent sites and
-            importance sampling with 5,000 particles elsewhere.
+        estimator: `exact()`, `importance_sampling(...)`, `multilevel(...)`, `annealed_importance_sampling(...)`,
+            `router(...)` or `sandwich(...)`; by default exact where there are no latent sites and importance sampling
+            with 5,000 particles elsewhere.
         seed: seed of the noise; the same seed gives the same digits on the same kind of device.
         device: where to compute; a GPU if there is one, or for plain functions where `batch` lies.
         progress: show a progress bar.
@@ -64,8 +66,8 @@ def log_likelihood(
             NaN or infinite.
     """
     space = _space(model, batch)
-    if not (estimator is None or isinstance(estimator, Exact | ImportanceSampling)):
-        raise TypeError(f"estimator must be pv.exact() or pv.importance_sampling(...), got {estimator!r}")
+    if not (estimator is None or (callable(estimator) and hasattr(estimator, "num_particles"))):
+        raise TypeError(f"estimator must be one of pv.{', pv.'.join(ESTIMATORS)}, with its settings, got {estimator!r}")
     pair = traces.as_pair(model, guide)
     # What a plain function reads from outside cannot be moved, so it runs where its data lie.
     device = pick_device(device if device is not None or pair.modules else batch.obs.device)
@@ -73,7 +75,7 @@ def log_likelihood(
     with _untouched(pair, device, seed):
         args = _arguments(pair, batch, device)
         latent = traces.check_pair(pair, tuple(arg[:2] for arg in args))
-        estimator = estimator if latent and estimator else importance_sampling() if latent else Exact()
+        estimator = estimator or importance_sampling() if latent else Exact()
         space = space or _space_of(pair, args)
         _check_measure(pair, args, space)
         with _bar(len(batch), progress) as tick:
@@ -155,13 +157,18 @@ def _untouched(pair: Pair, device: torch.device, seed: int) -> Iterator[None]:
     """Evaluation mode, no gradients, own random numbers, on `device`; all of it undone at the end."""
     modules = [module for root in pair.modules for module in root.modules()]
     training = [module.training for module in modules]
+    trained = [parameter for root in pair.modules for parameter in root.parameters() if parameter.requires_grad]
     homes = [next((p.device for p in root.parameters()), device) for root in pair.modules]
     try:
         with torch.no_grad(), own_randomness(seed, device), pyro.validation_enabled(False), _full_precision(device):
             for root in pair.modules:
                 root.eval().to(device)
+            for parameter in trained:  # gradients with respect to latents need not pass through these
+                parameter.requires_grad_(False)
             yield
     finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for module, mode in zip(modules, training, strict=True):
             module.training = mode
         for root, home in zip(pair.modules, homes, strict=True):
@@ -214,24 +221,57 @@ def _marginal(
 ) -> Estimate:
     """Log p(x) = logsumexp_c [log p(c) + log p(x | c)], and its variance Σ_c r_c² s_c² with r_c = p(c | x).
 
-    Always from plain estimates: only they are unbiased for p(x | c) and may be added up.
+    Only estimates that are unbiased for p(x | c) may be added up, as those are that bound its logarithm from below;
+    where the estimator is another, all labels are scored by plain importance sampling. A datum's own label, which
+    holds most of the sum, keeps its estimate otherwise, and the other labels share as many particles again.
     """
     obs, context = args
     num_others = labels.num_dims - 1
     log_prior = torch.tensor(labels.log_prob, dtype=torch.float64)
     own_label = context.argmax(-1).cpu()
-    if isinstance(estimator, ImportanceSampling):
-        if estimator.jackknife:
-            own = ImportanceSampling(estimator.num_particles)(pair, args, seed, lambda num: None)
-        estimator = ImportanceSampling(max(2, estimator.num_particles // max(1, num_others)))
+    plain = replace(estimator, jackknife=False) if isinstance(estimator, ImportanceSampling) else importance_sampling()
+    if own.direction == "unbiased":
+        own = plain(pair, args, seed, lambda num: None)
+    share = max(2, plain.num_particles // max(1, num_others))
+    others = estimator if own.direction == "exact" else replace(plain, num_particles=share)
     estimates, log_priors = [own], [log_prior[own_label]]
     with _bar(len(obs) * num_others, progress) as tick:
         for shift in range(1, num_others + 1):
             label = (own_label + shift) % labels.num_dims
             other = torch.nn.functional.one_hot(label, labels.num_dims).to(context)
-            estimates.append(estimator(pair, (obs, other), derived_seed(seed, shift), tick))
+            estimates.append(others(pair, (obs, other), derived_seed(seed, shift), tick))
             log_priors.append(log_prior[label])
     return _sum_over_labels(estimates, torch.stack(log_priors).numpy())
+
+
+def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estimate:
+    """The marginal of estimates of log p(x | c), one per label; diagnostics are the worst of labels with a share."""
+    joint = log_priors + np.stack([e.log_prob for e in estimates])  # (num_classes, n)
+    top = joint.max(0)
+    log_prob = top + np.log(np.exp(joint - top).sum(0))
+    share = np.exp(joint - log_prob)
+    variance = (share**2 * np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)).sum(0)
+    khats = [e.khat for e in estimates if e.khat is not None]
+    khat = np.where(share > LABEL_SHARE, np.stack(khats), -np.inf).max(0) if len(khats) == len(estimates) else None
+    bad = (np.stack([flags(e) for e in estimates]) & (share > LABEL_SHARE)).any(0)
+    exact = estimates[0].direction == "exact"
+    return replace(
+        estimates[0],
+        log_prob=log_prob,
+        variance=variance,
+        num_particles=sum(e.num_particles for e in estimates),
+        ess=None,
+        khat=khat,
+        khat_particles=None,
+        elbo=None,
+        spread=None,
+        bad=None if exact else bad,
+        bias_bound=_marginal_bias(estimates, share),
+        doubling_bias=None,
+        doubling_ratio=None,
+        certificate=None,
+        notes=tuple(dict.fromkeys(note for e in estimates for note in e.notes)),
+    )
 
 
 def _marginal_bias(estimates: list[Estimate], share: np.ndarray) -> float | None:
@@ -240,28 +280,3 @@ def _marginal_bias(estimates: list[Estimate], share: np.ndarray) -> float | None
         return None
     variances = np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)
     return float((share**2 * variances).sum(0).mean() / 2)
-
-
-def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estimate:
-    """The marginal of estimates of log p(x | c), one per label; k-hat is the worst of the labels with a share."""
-    joint = log_priors + np.stack([e.log_prob for e in estimates])  # (num_classes, n)
-    top = joint.max(0)
-    log_prob = top + np.log(np.exp(joint - top).sum(0))
-    share = np.exp(joint - log_prob)
-    variance = (share**2 * np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)).sum(0)
-    khats = [e.khat for e in estimates if e.khat is not None]
-    khat = np.where(share > LABEL_SHARE, np.stack(khats), -np.inf).max(0) if len(khats) == len(estimates) else None
-    return replace(
-        estimates[0],
-        log_prob=log_prob,
-        variance=variance,
-        num_particles=sum(e.num_particles for e in estimates),
-        ess=None,
-        elbo=None,
-        spread=None,
-        bias_bound=_marginal_bias(estimates, share),
-        khat=khat,
-        doubling_bias=None,
-        doubling_ratio=None,
-        notes=tuple(dict.fromkeys(note for e in estimates for note in e.notes)),
-    )

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo along an annealing path, one accept per chain and datum; step sizes from a pilot, then frozen."""
+"""Hamiltonian Monte Carlo along an annealing path: one accept per chain and datum, step sizes from a pilot."""
 
 import math
 from collections.abc import Callable
@@ -96,9 +96,7 @@ class GeometricPath:
 
     def take(self, state: Position, chains: Tensor) -> Position:
         wide = chains.unsqueeze(-1).expand_as(state.u)
-        return Position(
-            *(values.gather(0, chains if values.ndim == 2 else wide) for values in vars(state).values())
-        )
+        return Position(*(values.gather(0, chains if values.ndim == 2 else wide) for values in vars(state).values()))
 
     def move(self, state: Position, step: int) -> Position:
         if self.tuning is None:
@@ -146,8 +144,8 @@ def pilot(path: GeometricPath, u: Tensor, scale: Tensor) -> Tuning:
 
     The run visits up to 50 of the densities. There it moves the logarithm of each datum's step size by 0.7 times
     (acceptance - 0.65), acceptance being the mean over the chains, and reads each coordinate's scale off the spread of
-    the chains, held to that of the start as by 8 chains more. What comes out is smoothed and frozen: adapting inside the
-    run whose weights count would break their unbiasedness.
+    the chains, held to that of the start as by 8 chains more. What comes out is smoothed and frozen: adapting inside
+    the run whose weights count would break their unbiasedness.
 
     Args:
         path: what to tune.

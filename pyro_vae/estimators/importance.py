@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, traces
-from pyro_vae.estimators.result import ARRAYS, Certificate, Direction
+from pyro_vae.estimators.estimate import ARRAYS, Estimate
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
@@ -19,28 +19,6 @@ from pyro_vae.traces import Pair
 BLOCK_ROWS = {"cpu": 2048, "cuda": 262_144}
 SERIES_TERMS = 8  # see `_Accumulator.jackknife`
 MIN_TAIL = 5  # fewer tail weights than this say nothing of their shape
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Per-datum figures of an estimator, float64 arrays of shape (n,), before they get their labels."""
-
-    log_prob: np.ndarray
-    variance: np.ndarray
-    direction: Direction
-    estimator: str
-    num_particles: int
-    ess: np.ndarray | None = None
-    khat: np.ndarray | None = None
-    khat_particles: int | None = None
-    elbo: np.ndarray | None = None
-    spread: np.ndarray | None = None
-    bias_bound: float | None = None
-    doubling_bias: float | None = None
-    doubling_ratio: float | None = None
-    shares: dict[str, float] = field(default_factory=dict)
-    certificate: Certificate | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,14 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pyro_vae import diagnostics, spaces
+from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, Certificate, Direction, flags
 from pyro_vae.spaces import Space
 
-Direction = Literal["exact", "lower", "upper", "unbiased"]
-DIRECTIONS = ("exact", "lower", "upper", "unbiased")
-ARRAYS = ("log_prob", "variance", "ess", "khat", "elbo", "spread")
-CHAINS = ("annealed_importance_sampling", "sequential_monte_carlo")  # whose particles are chains
 FLAGGED_SHARE = 0.1  # share of data with a bad diagnostic from which the error of their mean is not to be trusted
 
 
@@ -32,33 +29,6 @@ class Interval:
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What annealing from both sides says of an estimator, on data that were simulated from the model.
-
-    Attributes:
-        granted: whether the error of the mean may be taken to be at most `gap`.
-        reason: why it is granted or withheld, as a sentence.
-        gap: mean upper bound minus mean estimate on the simulated data, nats per datum.
-        gap_se: standard error of `gap` over the simulated data.
-        lower: mean estimate on the simulated data, nats.
-        upper: mean upper bound on the simulated data, nats.
-        real_spread: mean variance of the log weights on the real data, nats².
-        simulated_spread: the same on the simulated data.
-        num_simulated: number of simulated data.
-    """
-
-    granted: bool
-    reason: str
-    gap: float
-    gap_se: float
-    lower: float
-    upper: float
-    real_spread: float
-    simulated_spread: float
-    num_simulated: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +51,7 @@ class LogLikelihood:
         khat_particles: particles of each datum that `khat` rests on; `num_particles` if None.
         elbo: mean log weight, which estimates each datum's ELBO for the proposal used, shape (n,), nats, or None.
         spread: variance of the log weights, shape (n,), nats², or None.
+        bad: whether the estimator itself distrusts each datum, booleans (n,), or None: then ESS and k-hat tell.
         bias_bound: how far the truth may lie above `mean` beyond its sampling error, nats; None where unknown.
         doubling_bias: estimate of the bias of `mean` that is left, from halving the particles, nats, or None.
         doubling_ratio: the ratio that it rests on; about 0.5 is healthy, above 0.8 the estimate is not.
@@ -105,6 +76,7 @@ class LogLikelihood:
     khat_particles: int | None = None
     elbo: np.ndarray | None = None
     spread: np.ndarray | None = None
+    bad: np.ndarray | None = None
     bias_bound: float | None = None
     doubling_bias: float | None = None
     doubling_ratio: float | None = None
@@ -166,41 +138,36 @@ class LogLikelihood:
 
     @property
     def flagged(self) -> np.ndarray:
-        """Whether the Monte Carlo error of each datum is not to be trusted, shape (n,).
-
-        Exact values never are. Others are flagged where k-hat plus two of its standard errors is above its limit, for
-        annealing where fewer than a quarter of the chains are effective, and where there is no diagnostic at all.
-        """
-        return self._flags(diagnostics.KHAT_SE)
-
-    def _flags(self, num_se: float) -> np.ndarray:
-        if self.direction == "exact":
-            return np.zeros(len(self), dtype=bool)
-        if self.khat is not None:
-            return diagnostics.khat_flags(self.khat, self.khat_particles or self.num_particles, num_se)
-        if self.ess is not None and self.estimator in CHAINS:
-            return ~(self.ess >= self.num_particles / 4)
-        return np.ones(len(self), dtype=bool)
+        """Whether the Monte Carlo error of each datum is not to be trusted, booleans (n,); see `flags`."""
+        return flags(self)
 
     @property
     def warning(self) -> str | None:
         """Why the error of `mean` is not to be trusted, or None if nothing speaks against it.
 
-        It is not where the diagnostic is bad for more than a tenth of the data. Since k-hat is noisy, a datum counts as
-        bad if k-hat plus 2/√n of its standard errors is above the limit: many data need no further margin.
+        It is not where a certificate was withheld or the diagnostic is bad for more than a tenth of the data. Since
+        k-hat is noisy, a datum counts as bad if k-hat plus 2/√n of its standard errors is above the limit: many data
+        need no further margin.
         """
         if self.direction == "exact":
             return None
-        share = float(np.mean(self._flags(diagnostics.KHAT_SE / math.sqrt(len(self)))))
-        if self.khat is None and self.estimator not in CHAINS:
+        if self.certificate is not None and not self.certificate.granted:
+            return f"no certificate: {self.certificate.reason}"
+        if self.khat is None and self.bad is None and self.estimator not in CHAINS:
             return f"{self.num_particles} particles are too few to check the Monte Carlo error"
+        share = float(np.mean(flags(self, diagnostics.KHAT_SE / math.sqrt(len(self)))))
         if share > FLAGGED_SHARE:
-            sign = f"k-hat > {self.khat_limit:.2g}" if self.khat is not None else "few effective chains"
-            return f"the Monte Carlo error is not to be trusted for {share:.0%} of the data ({sign})"
+            return f"the Monte Carlo error is not to be trusted for {share:.0%} of the data ({self._sign})"
         if self.doubling_ratio is not None and self.doubling_ratio > diagnostics.RATIO_LIMIT:
             gains = f"gains in ratio {self.doubling_ratio:.2f}, 0.5 is healthy"
             return f"doubling the particles still moves the mean ({gains})"
         return None if self.bias_bound is not None else "no bound on the bias of the mean is known"
+
+    @property
+    def _sign(self) -> str:
+        if self.khat is not None:
+            return f"k-hat > {self.khat_limit:.2g}"
+        return "few effective chains" if self.estimator in CHAINS else "k-hat or effective chains"
 
     def interval(self, level: float = 0.95) -> Interval:
         """Interval for the mean of exactly these data, [mean - z mc_se, mean + B + z mc_se] with B the bias bound."""
@@ -265,13 +232,13 @@ class LogLikelihood:
             return _from_arrays({name: file[name] for name in file.files})
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per datum: its index, log_prob, variance and, where there are any, ess and khat."""
+        """Write one row per datum: its index, log_prob, variance and the diagnostics that there are."""
         names = [name for name in ARRAYS if getattr(self, name) is not None]
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["index", *names])
             for index, row in enumerate(zip(*(getattr(self, name).tolist() for name in names), strict=True)):
-                writer.writerow([index, *(repr(value) for value in row)])
+                writer.writerow([index, *(repr(int(v) if isinstance(v, bool) else v) for v in row)])
 
 
 def _to_arrays(result: LogLikelihood) -> dict[str, Any]:
