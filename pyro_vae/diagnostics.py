@@ -50,8 +50,8 @@ def pareto_khat(largest: Tensor) -> Tensor:
     khat = _fit_shape(excess)
     ties = ordered[1 + int(len(excess) / 4 + 0.5) - 1] == ordered[0]
     khat = torch.where(khat.isnan(), torch.where(ties, math.nan, math.inf), khat)
-    # Equal but for rounding: a tail this thin belongs to weights that are bounded.
-    return torch.where(ordered[-1] - ordered[0] < 1e-9, -math.inf, khat)
+    # A tail that spans so little cannot move the mean, and near rounding no shape can be had.
+    return torch.where(ordered[-1] - ordered[0] < 1e-6, -math.inf, khat)
 
 
 def _fit_shape(excess: Tensor) -> Tensor:

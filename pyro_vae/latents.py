@@ -152,9 +152,19 @@ class Latents:
 
 def _site(name: str, law: Any) -> _Site:
     """The site of one law; its batch shape is (*left, data)."""
-    transform = biject_to(law.support)
+    transform = _bijection(name, law.support)
     free = tuple(transform.inverse_shape(torch.Size(law.event_shape)))
     return _Site(name, transform, tuple(law.batch_shape[:-1]), free, tuple(law.event_shape))
+
+
+def _bijection(name: str, support: Any) -> Any:
+    """From the reals to a support; a mixture lives where its components do."""
+    if type(support).__name__.endswith("MixtureSameFamilyConstraint"):
+        support = support.base_constraint
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(f"site {name!r} has the support {support}, which has no bijection from the reals") from error
 
 
 def _joint_states(laws: dict[str, Any], num_data: int) -> list[Values]:

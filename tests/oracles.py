@@ -80,3 +80,50 @@ def quadrature_log_prob(vae: torch.nn.Module, obs: Tensor, half_width: float = 8
         likelihood = vae.space.likelihood(vae.decoder(z))
         log_joint = torch.stack([log_prior + likelihood.log_prob(x) for x in obs])  # (n, num²)
     return log_joint.logsumexp(1) + 2 * math.log(step)
+
+
+class TwoModes:
+    """z ~ ½ N(-a, I) + ½ N(a, I) with a far out, x | z ~ N(W z, noise² I); the guide knows the mode at a only.
+
+    p(x) is a mixture of two Gaussians, exactly; a guide that is the posterior of one of them has equal weights, and
+    misses the other's share of p(x), about one half.
+    """
+
+    def __init__(self, num_dims: int = 4, distance: float = 6.0, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.center = torch.tensor([distance, 0.0], dtype=torch.float64)
+        self.loadings = torch.randn(num_dims, 2, generator=generator, dtype=torch.float64)
+        self.loadings[:, 0] *= 0.01  # the data say little about which of the modes it is
+        self.noise = 0.7
+
+    def prior(self) -> dist.TorchDistribution:
+        centers = torch.stack([self.center, -self.center])
+        modes = dist.Normal(centers, torch.ones_like(centers)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(torch.full((2,), 0.5, dtype=torch.float64)), modes)
+
+    def log_prob(self, obs: Tensor) -> Tensor:
+        eye = torch.eye(len(self.loadings), dtype=torch.float64)
+        covariance = self.loadings @ self.loadings.T + self.noise**2 * eye
+        parts = [
+            torch.distributions.MultivariateNormal(self.loadings @ center, covariance).log_prob(obs)
+            for center in (self.center, -self.center)
+        ]
+        return torch.stack(parts).logsumexp(0) - math.log(2)
+
+    def draw(self, num: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(2, (num, 1), generator=generator).double() * 2 - 1
+        z = signs * self.center + torch.randn(num, 2, generator=generator, dtype=torch.float64)
+        noise = torch.randn(num, len(self.loadings), generator=generator, dtype=torch.float64)
+        return z @ self.loadings.T + self.noise * noise
+
+    def model(self, obs: Tensor) -> None:
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("obs", dist.Normal(z @ self.loadings.T, self.noise).to_event(1), obs=obs)
+
+    def guide(self, obs: Tensor) -> None:
+        precision = torch.eye(2, dtype=torch.float64) + self.loadings.T @ self.loadings / self.noise**2
+        mean = (obs @ self.loadings / self.noise**2 + self.center) @ torch.linalg.inv(precision)
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision))

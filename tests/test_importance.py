@@ -302,7 +302,7 @@ def test_an_impossible_datum_is_an_error_not_a_dropped_row():
 
 
 def test_exact_refuses_latent_sites_and_names_them():
-    with pytest.raises(ValueError, match=r"exact\(\) needs a model without latent sites, this one has \['z'\]"):
+    with pytest.raises(ValueError, match=r"exact\(\) needs a model without continuous latents, this one has \['z'\]"):
         pv.log_likelihood(gaussian_model, pv.Batch(OBS), guide=gaussian_guide, estimator=pv.exact())
 
 
