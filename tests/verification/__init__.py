@@ -1,4 +1,4 @@
-"""What the library promises, measured against known answers: one file per promise, each a function that returns rows."""
+"""What the library promises, measured against known answers: one file and one function of rows per promise."""
 
 from dataclasses import dataclass
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from oracles import LinearGaussian, LogNormalWeights, quadrature_log_prob
-from verification import Row, binomial_band
 
 import pyro_vae as pv
 from pyro_vae.randomness import own_randomness
+from verification import Row, binomial_band
 
 ITEM = "1 coverage"
 EXACT = 1e-9  # nats: where all weights are equal the interval has no width and rounding is all that is left

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 from oracles import TwoModes
-from verification import Row
 
 import pyro_vae as pv
+from verification import Row
 
 ITEM = "2 two modes"
 
