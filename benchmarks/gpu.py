@@ -20,8 +20,8 @@ import torch
 import pyro_vae as pv
 from pyro_vae.study import FIT_LARGE, NET_LARGE
 
-FULL = {"epochs": 200, "particles": 5000, "num_test": 10_000, "mixtures": (100, 500)}
-SMALL = {"epochs": 2, "particles": 200, "num_test": 200, "mixtures": (20,)}
+FULL = {"epochs": 200, "particles": 5000, "num_test": 10_000, "mixtures": (100, 500), "annealing": (10_000, 16, 1000)}
+SMALL = {"epochs": 2, "particles": 200, "num_test": 200, "mixtures": (20,), "annealing": (10, 4, 16)}
 
 
 def machine(device: torch.device) -> dict[str, object]:
@@ -100,6 +100,14 @@ def agreement(report: Report, device: torch.device, vae, test) -> None:
     report.add(model="vae, this device against the CPU", difference=here.mean - cpu.mean, mc_se=error, n=len(few))
 
 
+def annealing(report: Report, device: torch.device, vae, test, num_steps: int, num_chains: int, num_data: int) -> None:
+    """Annealed importance sampling from the prior, the long way: steps x chains x images in one go."""
+    few = test.subset(num_data, seed=0)
+    estimator = pv.annealed_importance_sampling(num_steps, num_chains, start="prior")
+    result, seconds = timed(device, lambda: pv.log_likelihood(vae, few, estimator=estimator, device=device))
+    report.add(model="vae, annealed", seconds=seconds, peak_gib=peak_gib(device), **figures(result))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="where torchvision's MNIST lies or goes")
@@ -128,6 +136,7 @@ def main() -> None:
     vae = pv.models.VAE(data.space, **NET_LARGE)
     row(report, device, "vae", vae, data, tests[0], settings, importance)
     agreement(report, device, vae, tests[0])
+    annealing(report, device, vae, tests[0], *size["annealing"])
     torch.manual_seed(0)
     cvae = pv.models.CVAE(data.space, labelled.context, **NET_LARGE)
     row(report, device, "cvae", cvae, labelled, tests[1], settings, importance)
