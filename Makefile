@@ -1,18 +1,24 @@
 # make compare: the main job on the embedded digits. make test: lint, type-check, test.
-# Both create the environment first if it is not there.
+# make verify: what the library promises, measured whole; needs MNIST (ROOT) and, if it is there, its VAE (RUN).
+# All create the environment first if it is not there.
 PYTHON ?= python3
 VENV ?= .venv
 UVFLAGS ?=
+ROOT ?= data
+RUN ?= runs/mnist/vae
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := -c requirements.txt -e '.[test]'
 
-.PHONY: install compare test lint types unit requirements clean
+.PHONY: install compare verify test lint types unit requirements clean
 
 install: $(STAMP)
 
 compare: $(STAMP)
 	$(BIN)/pyro-vae compare --data digits --out runs/digits --resume
+
+verify: $(STAMP)
+	$(BIN)/python tests/verify.py --root $(ROOT) --run $(RUN) --out docs/verification.md
 
 test: lint types unit
 

@@ -20,8 +20,23 @@ _HOMES = {
     "LogLikelihood": "estimators.result",
     "exact": "estimators.exact",
     "importance_sampling": "estimators.importance",
+    "multilevel": "estimators.multilevel",
+    "overdispersed": "estimators.proposals",
+    "defensive": "estimators.proposals",
+    "refined": "estimators.proposals",
+    "tune_overdispersion": "estimators.tuning",
+    "annealed_importance_sampling": "estimators.ais",
+    "sandwich": "estimators.sandwich",
+    "router": "estimators.router",
+    "log_partition": "estimators.annealing",
     "compare": "comparison",
     "Comparison": "comparison",
+    "compare_bounds": "bounds",
+    "Bounds": "bounds",
+    "plot_bound_curves": "plot_bounds",
+    "to_arviz": "arviz",
+    "save_netcdf": "arviz",
+    "load_netcdf": "arviz",
 }
 _MODULES = ("models", "plots", "diagnostics", "traces", "checkpoint", "networks", "distributions", "guides")
 

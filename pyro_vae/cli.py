@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from pyro_vae.comparison import Comparison
+    import numpy as np
+
     from pyro_vae.data import Batch
+    from pyro_vae.estimators.choice import Choice
     from pyro_vae.estimators.result import LogLikelihood
     from pyro_vae.runs import Config, Run
     from pyro_vae.study import Job
@@ -73,14 +75,46 @@ _resume = _stacked(
     click.option("--resume", is_flag=True, help="Go on with the run that is there; what has ended is left as it is."),
     click.option("--overwrite", is_flag=True, help="Replace the run that is there."),
 )
-_particles = click.option("--particles", type=click.IntRange(1), default=5000, help="Particles per datum.")
-_estimate_options = _stacked(
-    click.option("--estimator", type=click.Choice(["exact", "is", "is-jackknife"]), help="By the model if not given."),
-    _particles,
-    _moved,
-    _seed,
-    _machine,
+_choice = _stacked(
+    click.option(
+        "--estimator",
+        type=click.Choice(["exact", "is", "is-jackknife", "multilevel", "ais", "smc", "router"]),
+        default="is",
+        help="Of log p; a model without latent sites is scored exactly whatever this says.",
+    ),
+    click.option(
+        "--particles",
+        type=click.IntRange(1),
+        default=None,
+        show_default=False,
+        help="K per datum; 5000 for is, 500 for multilevel, 1000 for router if not given.",
+    ),
+    click.option(
+        "--proposal",
+        type=click.Choice(["guide", "overdispersed", "defensive", "refined"]),
+        default="guide",
+        help="What is and multilevel draw from.",
+    ),
+    click.option("--overdispersion", default="1.5", help="Factor on the guide's variance, or 'tuned' (validation)."),
+    click.option(
+        "--steps",
+        type=click.IntRange(1),
+        default=None,
+        show_default=False,
+        help="Of annealing; 1000 for ais, smc and --certify, 100 for router if not given.",
+    ),
+    click.option("--chains", type=click.IntRange(1), default=16, help="Of annealing, per datum."),
+    click.option("--leapfrog", type=click.IntRange(1), default=10, help="Steps of each move of annealing."),
+    click.option("--start", type=click.Choice(["guide", "prior"]), default="guide", help="Of annealing."),
+    click.option("--certify", is_flag=True, help="Check the estimator from both sides on simulated data."),
+    click.option("--simulated", type=click.IntRange(2), default=100, help="How many, with --certify."),
 )
+_num_data = click.option(
+    "--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data."
+)
+CHOICE = ("estimator", "particles", "proposal", "overdispersion", "certify", "simulated")
+ANNEALING = ("steps", "chains", "leapfrog", "start")
+_estimate_options = _stacked(_choice, _moved, _seed, _machine)
 
 
 @main.command("train")
@@ -118,7 +152,7 @@ def train_command(
 @main.command("evaluate")
 @_run
 @_estimate_options
-@click.option("--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data.")
+@_num_data
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory to write to; RUN if not given.")
 def evaluate_command(
     run: Path, data: str | None, root: str | None, num_data: int | None, out: Path | None, **how: Any
@@ -128,17 +162,26 @@ def evaluate_command(
 
     opened = runs.open_run(run, data=data, root=root)
     batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, how["seed"])
-    result = _estimate(opened, batch, **how)
+    choice = _take_choice(how)
+    result = _estimate(opened, batch, choice, **how)
     folder = out or run
     folder.mkdir(parents=True, exist_ok=True)
-    for path in study.save_evaluation(result, folder):
+    for path in study.save_evaluation(result, folder, choice=choice):
         click.echo(f"wrote {path}")
 
 
 @main.command("compare")
 @_data_options
 @click.option("--models", default=None, help="Comma-separated rows; the defaults for the data if not given.")
-@_particles
+@_choice
+@_num_data
+@click.option("--fits", type=click.IntRange(1), default=1, help="Fits of each row, from seeds that follow each other.")
+@click.option(
+    "--groups",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="An .npy file with a label per test datum: data of one label are not independent.",
+)
 @click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting of the rows fitted by SVI.")
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Rows fitted side by side; on a CPU one per core.")
 @_out
@@ -146,7 +189,9 @@ def evaluate_command(
 @_machine
 def compare_command(
     models: str | None,
-    particles: int,
+    num_data: int | None,
+    fits: int,
+    groups: Path | None,
     fit: tuple[str, ...],
     jobs: int | None,
     out: Path,
@@ -159,21 +204,23 @@ def compare_command(
     from pyro_vae import study
     from pyro_vae.estimators.evaluate import pick_device
 
-    threads = data.pop("threads")
+    threads, choice = data.pop("threads"), _take_choice(data)
     device = str(pick_device(_checked(data.pop("device"))))
     base = _config(data, model="vae")
     loaded = base.load_data()
     wanted = models and [name.strip() for name in models.split(",")]
     entries = study.named_entries(loaded, wanted) if wanted else study.default_entries(loaded)
-    workers = min(jobs or (study.num_cores() if device == "cpu" else 1), len(entries))
+    clusters = None if groups is None else study.read_clusters(groups, loaded, num_data, base.seed)
+    workers = min(jobs or (study.num_cores() if device == "cpu" else 1), len(entries) * fits)
     if threads is None and device == "cpu":
         threads = max(1, study.num_cores() // workers)
     work = [
         study.Job(
             entry.name,
-            study.configure(entry, base, _values(fit)),
-            out / entry.name,
-            particles,
+            config,
+            out / name,
+            choice,
+            num_data,
             device,
             threads,
             resume,
@@ -181,32 +228,30 @@ def compare_command(
             progress=not quiet and workers == 1,
         )
         for entry in entries
+        for name, config in study.fits_of(entry, base, _values(fit), fits)
     ]
     click.echo(f"{loaded.name}: {len(loaded.train)} train, {len(loaded.valid)} valid, {len(loaded.test)} test")
     click.echo(f"rows: {', '.join(entry.name for entry in entries)} ({workers} at a time on {device})")
     study.run_jobs(work, workers, click.echo)
-    _report(work, loaded.name, out)
+    _report(work, loaded.name, out, clusters)
 
 
-def _report(work: "list[Job]", data_name: str, out: Path) -> None:
+def _report(work: "list[Job]", data_name: str, out: Path, clusters: "np.ndarray | None") -> None:
     """Tables on the terminal and in a file, the JSON, the pictures."""
-    from pyro_vae import pictures, plots, runs, study
+    from pyro_vae import arviz, pictures, plots, runs, study
 
-    main_group, beside = study.gather(work)
+    main_group, beside = study.gather(work, clusters)
     groups = [group for group in (main_group, *beside) if group is not None]
-    text = "\n\n".join(_group_text(group) for group in groups)
+    text = "\n\n".join(group.report() for group in groups)
     click.echo(f"\n{text}\n")
     (out / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     paths = [groups[0].to_json(out / "comparison.json", data_name=data_name, beside=groups[1:])]
     names = ["comparison", *(f"comparison_{group.rows[0].result.given}" for group in groups[1:])]
-    paths += [plots.plot_comparison(group, out / f"{name}.png") for group, name in zip(groups, names, strict=True)]
+    for group, name in zip(groups, names, strict=True):
+        paths += [arviz.save_netcdf(group, out / f"{name}.nc"), plots.plot_comparison(group, out / f"{name}.png")]
     for job in work:
         paths += pictures.plot_run(runs.open_run(job.out))
     click.echo("\n".join(f"wrote {path}" for path in paths))
-
-
-def _group_text(group: "Comparison") -> str:
-    return group.table() if not group.pairs else f"{group.table()}\n\n{group.pairs_table()}"
 
 
 @main.command("sample")
@@ -261,24 +306,41 @@ def score_command(
 
     opened = runs.open_run(run, data=data, root=root)
     batch = scoring.read_batch(images, opened, binarize=binarize, seed=how["seed"])
-    result = _estimate(opened, batch, **how)
+    choice = _take_choice(how)
+    result = _estimate(opened, batch, choice, **how)
     out.mkdir(parents=True, exist_ok=True)
     ranked = scoring.rank(result)
     for place, row in enumerate(ranked[:top], start=1):
         click.echo(f"{place:4d}. image {row.index}: log p {row.log_prob:.2f} nats, {row.deviation:+.1f} robust sd")
     scoring.write_ranking(ranked, out / "outliers.csv")
-    for path in [*study.save_evaluation(result, out, "scores"), out / "outliers.csv"]:
+    for path in [*study.save_evaluation(result, out, "scores", choice), out / "outliers.csv"]:
         click.echo(f"wrote {path}")
 
 
+def _take_choice(options: dict[str, Any]) -> "Choice":
+    """The estimator's settings, taken out of the options."""
+    from pyro_vae.estimators.choice import TUNED, Choice
+
+    settings = {name: options.pop(name) for name in (*CHOICE, *ANNEALING)}
+    factor = settings["overdispersion"]
+    if factor != TUNED:
+        try:
+            settings["overdispersion"] = float(factor)
+        except ValueError as error:
+            raise click.BadParameter(
+                f"expected a number or {TUNED!r}, got {factor!r}", param_hint="--overdispersion"
+            ) from error
+    return Choice(**settings)
+
+
 def _estimate(
-    opened: "Run", batch: "Batch", *, estimator: str | None, particles: int, seed: int, quiet: bool, **machine: Any
+    opened: "Run", batch: "Batch", choice: "Choice", *, seed: int, quiet: bool, **machine: Any
 ) -> "LogLikelihood":
     """The held-out log p of a batch, printed as a table."""
     from pyro_vae.estimators.evaluate import log_likelihood
 
     device = _prepare(machine)
-    how = _estimator(estimator, particles)
+    how = choice.build(opened.model, opened.data.valid, seed=seed, device=device)
     result = log_likelihood(opened.model, batch, estimator=how, seed=seed, device=device, progress=not quiet)
     _print_result(opened.config.model, result)
     return result
@@ -328,15 +390,6 @@ def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
             value = text
         values[name] = list(value) if isinstance(value, tuple) else value
     return values
-
-
-def _estimator(name: str | None, num_particles: int) -> Any:
-    from pyro_vae.estimators.exact import exact
-    from pyro_vae.estimators.importance import importance_sampling
-
-    if name == "exact":
-        return exact()
-    return importance_sampling(num_particles, jackknife=name == "is-jackknife")
 
 
 def _print_result(name: str, result: "LogLikelihood") -> None:

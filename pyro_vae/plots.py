@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyro_vae.comparison import SYMBOLS, Comparison, flip
+from pyro_vae.comparison import Comparison
+from pyro_vae.rows import Row, flip
+from pyro_vae.tables import SYMBOLS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,10 +80,12 @@ def plot_history(history_rows: Sequence[Mapping[str, Any]], path: str | Path) ->
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     """Write mean log p of each model with its intervals, and the paired differences to the best model.
 
-    Left: mean ± z test_se (thin, the error over draws of the test set) and ± z mc_se (thick, the Monte Carlo
-    error), nats per datum. Right: the paired differences, whose intervals are narrower because both models
-    saw the same data. Open markers are bounds; a triangle points to where the true value lies. A model far
-    below the others stands at the left edge with an arrow, so that the intervals of the others stay visible.
+    Left: the interval of each mean over draws of the test set (thin) and the Monte Carlo error for these data (thick),
+    nats per datum; where a model was fitted several times, a small mark for each fit. Dotted intervals carry a warning.
+    Right: the paired differences, whose intervals are narrower because both models saw the same data; they are those of
+    `comparison.pairs`, which hold all at once. All intervals include the bounds on the bias and so need not be
+    symmetric. Open markers are bounds; a triangle points to where the true value lies. A model far below the others
+    stands at the left edge with an arrow, so that the intervals of the others stay visible.
 
     Returns:
         The path of the file.
@@ -211,24 +214,29 @@ def _focus(ax: "Axes", elbo: np.ndarray) -> None:
 
 
 class _Dot(NamedTuple):
-    """One estimate; `half` is half its interval, `inner` half the thick bar, NaN for none."""
+    """One estimate with its interval; `inner` is the thick bar; NaN for none. `fits` are smaller marks."""
 
     line: int
     x: float
-    half: float
-    inner: float
+    outer: tuple[float, float]
+    inner: tuple[float, float]
     direction: str
+    fits: tuple[float, ...] = ()
+    warned: bool = False
+
+
+NOTHING = (math.nan, math.nan)
 
 
 def _comparison_figure(comparison: Comparison) -> "Figure":
     from matplotlib.figure import Figure
 
     rows, differences = comparison.rows, _differences(comparison)
-    names = [row.model for row in rows]
-    size = (8.5 + 0.07 * max(map(len, names)), 1.9 + 0.5 * len(rows))  # inches
+    names = [row.model if len(row.fits) == 1 else f"{row.model} ({len(row.fits)} fits)" for row in rows]
+    size = (8.5 + 0.07 * max(map(len, names)), 2.1 + 0.5 * len(rows))  # inches
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, 2 if differences else 1, sharey=True, squeeze=False)[0]
-    means = _means(comparison)
+    means = [_mean(line, row) for line, row in enumerate(rows)]
     _draw_dots(panels[0], means)
     panels[0].set_xlabel(f"mean {comparison.quantity} (nats per datum), {comparison.num_data} data")
     panels[0].set_yticks(range(len(rows)), names)
@@ -238,23 +246,23 @@ def _comparison_figure(comparison: Comparison) -> "Figure":
         panels[1].set_xlabel("difference to the best model (nats per datum), paired")
         _draw_dots(panels[1], differences, best=0.0)
         panels[1].annotate("best", (0, 0), (-5, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
-    _legend(figure, {dot.direction for dot in (*means, *differences)}, f"{100 * comparison.level:g}%")
+    _legend(figure, [*means, *differences], comparison)
     return figure
 
 
-def _means(comparison: Comparison) -> list[_Dot]:
-    z = NormalDist().inv_cdf((1 + comparison.level) / 2)
-    results = [row.result for row in comparison.rows]
-    return [_Dot(i, r.mean, z * r.test_se, z * r.mc_se, r.direction) for i, r in enumerate(results)]
+def _mean(line: int, row: Row) -> _Dot:
+    fits = tuple(fit.mean for fit in row.fits) if len(row.fits) > 1 else ()
+    outer, inner = row.interval, row.fixed_interval
+    ends = (outer.low, outer.high), (inner.low, inner.high)
+    return _Dot(line, row.mean, *ends, row.direction, fits, row.warning is not None)
 
 
 def _differences(comparison: Comparison) -> list[_Dot]:
     """Each model minus the best one, so that better is to the right as in the other panel."""
     pairs = [pair for pair in comparison.pairs if pair.a == comparison.rows[0].model]
-    halves = [(pair.high - pair.low) / 2 for pair in pairs]
     return [
-        _Dot(i, -pair.difference, half, math.nan, flip(pair.direction))
-        for i, (pair, half) in enumerate(zip(pairs, halves, strict=True), start=1)
+        _Dot(line, -pair.difference, (-pair.high, -pair.low), NOTHING, flip(pair.direction), (), not pair.is_sure)
+        for line, pair in enumerate(pairs, start=1)
     ]
 
 
@@ -265,16 +273,20 @@ def _draw_dots(ax: "Axes", dots: Sequence[_Dot], best: float | None = None) -> N
     for dot in dots:
         _draw_arrow(ax, dot) if dot.x < edge else _draw_dot(ax, dot)
     ax.grid(axis="x", alpha=0.3)
-    ax.margins(x=0.18)
+    ax.margins(x=0.27)
     ax.locator_params(axis="x", nbins=6)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_dot(ax: "Axes", dot: _Dot) -> None:
-    if math.isfinite(dot.half):
-        ax.errorbar(dot.x, dot.line, xerr=dot.half, color=BLUE, linewidth=1.2, capsize=3, zorder=2)
-    if math.isfinite(dot.inner):
-        ax.hlines(dot.line, dot.x - dot.inner, dot.x + dot.inner, color=ORANGE, linewidth=5, zorder=3)
+    low, high = dot.outer
+    if math.isfinite(low + high):
+        arms = [[dot.x - low], [high - dot.x]]
+        bar = ax.errorbar(dot.x, dot.line, xerr=arms, color=BLUE, linewidth=1.2, capsize=3, zorder=2)
+        bar[2][0].set_linestyle("dotted" if dot.warned else "solid")
+    if math.isfinite(sum(dot.inner)):
+        ax.hlines(dot.line, *dot.inner, color=ORANGE, linewidth=5, zorder=3)
+    ax.plot(dot.fits, [dot.line + 0.2] * len(dot.fits), "|", color=GREY, markersize=6, zorder=3)
     ax.plot(dot.x, dot.line, zorder=4, **_marker(dot.direction))
     style: dict[str, Any] = {"ha": "center", "va": "bottom", "textcoords": "offset points", "fontsize": 8}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
@@ -286,8 +298,9 @@ def _draw_arrow(ax: "Axes", dot: _Dot) -> None:
 
 
 def _text(dot: _Dot) -> str:
-    error = f" ± {dot.half:.2f}" if math.isfinite(dot.half) else ""
-    return f"{SYMBOLS[dot.direction]} {dot.x:.2f}{error}"
+    low, high = dot.outer
+    interval = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low + high) else ""
+    return f"{SYMBOLS[dot.direction]} {dot.x:.2f}{interval}"
 
 
 def _marker(direction: str) -> dict[str, Any]:
@@ -296,14 +309,22 @@ def _marker(direction: str) -> dict[str, Any]:
     return {"marker": MARKERS[direction], "markersize": 5, "linestyle": "none", "color": BLUE, "mfc": face}
 
 
-def _legend(figure: "Figure", directions: set[str], level: str) -> None:
-    """Below both panels: the two bars and the markers that occur."""
+def _legend(figure: "Figure", dots: Sequence[_Dot], comparison: Comparison) -> None:
+    """Below both panels: the bars and the markers that occur."""
     from matplotlib.lines import Line2D
 
-    used = [name for name in MARKERS if name in directions]
+    directions = {dot.direction for dot in dots}
+    over = "clusters of the test set" if comparison.num_clusters else "draws of the test set"
+    at_once = ", differences all at once" if len(comparison.pairs) > 1 else ""
     bars = [
-        Line2D([], [], color=BLUE, linewidth=1.2, label=f"{level} over draws of the test set (half-width behind ±)"),
-        Line2D([], [], color=ORANGE, linewidth=5, label=f"{level} Monte Carlo error (may hide behind the marker)"),
+        Line2D([], [], color=BLUE, linewidth=1.2, label=f"{100 * comparison.level:g}% over {over}{at_once}"),
+        Line2D([], [], color=ORANGE, linewidth=5, label="Monte Carlo error and bias (may hide behind the marker)"),
     ]
-    dots = [Line2D([], [], label=f"{SYMBOLS[name]} {MEANINGS[name]}", **_marker(name)) for name in used]
-    figure.legend(handles=[*bars, *dots], loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    if any(dot.warned for dot in dots):
+        text = "not to be trusted, see the remarks"
+        bars.append(Line2D([], [], color=BLUE, linewidth=1.2, linestyle="dotted", label=text))
+    if any(dot.fits for dot in dots):
+        bars.append(Line2D([], [], color=GREY, marker="|", linestyle="none", label="single fits"))
+    used = [name for name in MARKERS if name in directions]
+    marks = [Line2D([], [], label=f"{SYMBOLS[name]} {MEANINGS[name]}", **_marker(name)) for name in used]
+    figure.legend(handles=[*bars, *marks], loc="outside lower center", ncols=2, fontsize=8, frameon=False)

@@ -40,6 +40,7 @@ class Config:
         options: arguments of the model's constructor.
         fit: arguments of `fit`.
         seed: seed of the split, the binarisation, the start and the fit.
+        fit_seed: seed of the start and the fit, for another fit of the same recipe to the same data; `seed` if None.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Config:
     options: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    fit_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("options", "fit"):  # as JSON reads them back, tuples as lists, so that equal runs are equal
@@ -85,9 +87,14 @@ class Config:
         )
         return data if self.given is None else data.given(self.given, self.quadrants)  # type: ignore[arg-type]
 
+    @property
+    def start_seed(self) -> int:
+        """The seed of the start and of the fit."""
+        return self.seed if self.fit_seed is None else self.fit_seed
+
     def build(self, data: Data) -> nn.Module:
         """The model at its start, its random numbers drawn from the seed."""
-        with own_randomness(derived_seed(self.seed, START)):
+        with own_randomness(derived_seed(self.start_seed, START)):
             return build_model(self.model, data, self.options)
 
 
@@ -184,7 +191,9 @@ def train(
         _clear(out)
     config.save(out / "config.json")
     cpu = time.process_time()
-    history = fit(model, data, device=device, out=out, resume=resume, progress=progress, seed=config.seed, **config.fit)
+    history = fit(
+        model, data, device=device, out=out, resume=resume, progress=progress, seed=config.start_seed, **config.fit
+    )
     cpu = time.process_time() - cpu
     record = {
         "status": history.status,

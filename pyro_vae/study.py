@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from pyro_vae.comparison import Comparison, compare, finite
-from pyro_vae.data import Data
+from pyro_vae.data import Batch, Data
+from pyro_vae.estimators.choice import Choice
 from pyro_vae.estimators.evaluate import log_likelihood
-from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.runs import Config, check_settings, fit_record, is_conditional, model_class, open_run, suits, train
 from pyro_vae.spaces import Binary
@@ -91,25 +94,36 @@ def configure(entry: Entry, base: Config, fit: dict[str, Any]) -> Config:
     return dataclasses.replace(base, model=entry.model, options=entry.options, fit=settings, given=given)
 
 
+def fits_of(entry: Entry, base: Config, fit: dict[str, Any], num: int) -> list[tuple[str, Config]]:
+    """Directory names and configurations of several fits of one recipe, to the same data."""
+    config = configure(entry, base, fit)
+    again = [(f"{entry.name}_fit{i + 1}", dataclasses.replace(config, fit_seed=base.seed + i)) for i in range(1, num)]
+    return [(entry.name, config), *again]
+
+
 @dataclass(frozen=True)
 class Job:
-    """One row's work, as a worker process gets it."""
+    """One fit and its evaluation, as a worker process gets it; several fits of one recipe share a row."""
 
-    name: str
+    row: str
     config: Config
     out: Path
-    num_particles: int
+    choice: Choice
+    num_data: int | None
     device: str | None
     threads: int | None
     resume: bool
     overwrite: bool
     progress: bool
 
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.out.name
+
 
 def fit_and_score(job: Job) -> str:
     """Fit, evaluate on the test data once, save both; a finished run is left as it is when resuming."""
-    import torch
-
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     if job.resume and _is_done(job):
@@ -122,17 +136,32 @@ def fit_and_score(job: Job) -> str:
         )
         if history.status == "interrupted":
             raise KeyboardInterrupt
-    run = open_run(job.out)
+    run, seed = open_run(job.out), job.config.seed
     result = log_likelihood(
         run.model,
-        run.data.test,
-        estimator=importance_sampling(job.num_particles),
-        seed=job.config.seed,
+        run.data.test if job.num_data is None else run.data.test.subset(job.num_data, seed),
+        estimator=job.choice.build(run.model, run.data.valid, seed=seed, device=job.device),
+        seed=seed,
         device=job.device,
         progress=job.progress,
     )
-    save_evaluation(result, job.out)
+    save_evaluation(result, job.out, choice=job.choice)
     return job.name
+
+
+def read_clusters(path: Path, data: Data, num_data: int | None, seed: int) -> np.ndarray:
+    """The cluster of each test datum, from an .npy file of one label per datum; a subset takes those of its own."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} must be an .npy file of plain numbers or texts: {error}") from error
+    if not isinstance(labels, np.ndarray) or labels.shape != (len(data.test),):
+        shape = getattr(labels, "shape", "several arrays")
+        raise ValueError(f"{path} must hold one label per test datum, shape ({len(data.test)},), found {shape}")
+    if num_data is None:
+        return labels
+    order = torch.arange(len(data.test), dtype=torch.float64)
+    return labels[Batch(order).subset(num_data, seed).obs.long().numpy()]
 
 
 def _is_fitted(job: Job) -> bool:
@@ -145,19 +174,25 @@ def _is_done(job: Job) -> bool:
     if not (_is_fitted(job) and path.is_file()):
         return False
     result = LogLikelihood.load(path)
-    if (result.seed, result.digest) != (job.config.seed, fit_record(job.out)["test_sha256"]):
+    whole = result.digest == fit_record(job.out)["test_sha256"]
+    if (
+        result.seed != job.config.seed
+        or whole != (job.num_data is None)
+        or len(result) != (job.num_data or len(result))
+    ):
         return False  # `evaluate` left the figures of another seed or of a subset
-    return result.estimator == "exact" or (
-        result.estimator == "importance_sampling" and result.num_particles == job.num_particles
-    )
+    summary = json.loads((job.out / "evaluation.json").read_text(encoding="utf-8"))
+    return result.direction == "exact" or summary.get("choice") == job.choice.to_dict()
 
 
-def save_evaluation(result: LogLikelihood, out: Path, name: str = "evaluation") -> list[Path]:
-    """Per-image figures as npz and CSV, the summary as JSON; the marginal, if there is one, beside them."""
+def save_evaluation(
+    result: LogLikelihood, out: Path, name: str = "evaluation", choice: Choice | None = None
+) -> list[Path]:
+    """Per-image figures as npz and CSV, the summary and the choice as JSON; the marginal, if any, beside them."""
     paths = [out / f"{name}.npz", out / f"{name}.csv", out / f"{name}.json"]
     result.save(paths[0])
     result.to_csv(paths[1])
-    summary = result.summary()
+    summary = result.summary() | ({} if choice is None else {"choice": choice.to_dict()})
     if result.marginal is not None:
         paths.append(out / f"{name}_marginal.csv")
         result.marginal.to_csv(paths[-1])
@@ -196,15 +231,22 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gather(jobs: Sequence[Job]) -> tuple[Comparison | None, list[Comparison]]:
+def gather(jobs: Sequence[Job], clusters: np.ndarray | None = None) -> tuple[Comparison | None, list[Comparison]]:
     """The comparison of log p(x), and those of log p(x | ·) that stand beside it; read from the run directories."""
-    groups: dict[str, dict[str, LogLikelihood]] = {}
+    groups: dict[str, dict[str, list[LogLikelihood]]] = {}
     for job in jobs:
         result = LogLikelihood.load(job.out / "evaluation.npz")
         for each in (result, result.marginal):
             if each is not None:
-                groups.setdefault(each.quantity, {})[job.name] = each
-    seconds = {job.name: fit_record(job.out)["seconds"] for job in jobs}
-    comparisons = {name: compare(group, train_seconds=seconds) for name, group in groups.items()}
+                groups.setdefault(each.quantity, {}).setdefault(job.row, []).append(each)
+    seconds = {job.row: fit_record(job.out)["seconds"] for job in reversed(jobs)}  # of the first of several fits
+    comparisons = {
+        name: compare(
+            {row: results if len(results) > 1 else results[0] for row, results in group.items()},
+            train_seconds=seconds,
+            groups=clusters,
+        )
+        for name, group in groups.items()
+    }
     main = comparisons.pop("log p(x)", None)
     return main, list(comparisons.values())

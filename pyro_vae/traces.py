@@ -11,7 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor, nn
 
 Program = Callable[..., object]
@@ -160,33 +160,24 @@ def with_laws(program: Program, change: Callable[[str, Any], Any]) -> Program:
     return changed
 
 
-def guide_of(draw: Callable[..., tuple[Values, Tensor, dict[str, int]]]) -> Program:
-    """A guide made of a function that draws all latents at once and knows their joint density.
-
-    Args:
-        draw: called as `draw(*args)` with the guide's arguments; gives the values of every site, log q of them all with
-            one entry per row (..., n), and the number of event dimensions of each site.
-
-    Returns:
-        A program with one `Delta` per site, the first of which carries log q.
-    """
-
-    def guide(*args: Tensor) -> None:
-        values, log_q, event_dims = draw(*args)
-        with pyro.plate("data", len(args[0]), dim=-1):
-            for name, value in values.items():
-                pyro.sample(name, pyro.distributions.Delta(value, log_q, event_dim=event_dims[name]))
-                log_q = torch.zeros_like(log_q)
-
-    return guide
-
-
 def particle_shape() -> tuple[int, ...]:
     """(num_particles,) inside a program that runs under the outer plate of particles, () elsewhere."""
     for handler in _PYRO_STACK:
         if isinstance(handler, pyro.plate) and handler.name == PARTICLES:
             return (handler.size,)
     return ()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Run programs inside as if nothing ran around them: no handler sees their sites, and no plate is open."""
+    handlers, plates = _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:]
+    _PYRO_STACK.clear()
+    _DIM_ALLOCATOR._stack.clear()
+    try:
+        yield
+    finally:
+        _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:] = handlers, plates
 
 
 def check_density(pair: Pair, args: tuple[Tensor, ...], what: str) -> None:

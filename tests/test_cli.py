@@ -260,7 +260,7 @@ def test_exact_evaluation_of_a_vae_is_a_clear_error(vae_run, tmp_path) -> None:
 def test_comparison_of_digits_holds_what_is_promised(digits_comparison) -> None:
     out, text = digits_comparison
     contents = read_json(out / "comparison.json")
-    assert set(contents) == {"data", "rows", "pairs", "remarks", "beside"}
+    assert set(contents) == {"data", "rows", "pairs", "remarks", "level", "sentences", "beside"}
     assert (contents["data"]["name"], contents["data"]["space"]) == ("digits", "Quantized(17)")
     assert contents["data"]["n_test"] == 360
     assert all(set(row) >= ROW_KEYS for row in contents["rows"])

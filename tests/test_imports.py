@@ -12,15 +12,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
-    {"distributions", "networks", "diagnostics", "em", "normal_em", "randomness"},
+    {"distributions", "networks", "diagnostics", "em", "normal_em", "randomness", "intervals"},
     {"spaces"},
     {"sources", "datasets", "data", "traces", "latents"},
     {"guides"},
     {"models"},
     {"estimators"},
     {"history"},
-    {"svi", "fitting", "checkpoint", "comparison"},
-    {"plots", "runs"},
+    {"rows", "pairs", "tables"},
+    {"svi", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
+    {"plots", "plot_bounds", "arviz", "runs"},
     {"study", "pictures", "scoring"},
     {"cli"},
     {"__main__"},

@@ -13,22 +13,26 @@ from pyro_vae.spaces import Binary
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def scores(num_models: int, num_data: int = 100) -> Comparison:
+def scores(num_models: int, num_data: int = 100, num_fits: int = 1, bias_bound: float | None = None) -> Comparison:
     rng = np.random.default_rng(0)
     shared = rng.normal(-100, 20, num_data)
     directions = ["lower", "exact", "unbiased", "upper"]
     results = {
-        f"model {i} with a long name": LogLikelihood(
-            log_prob=shared - 2 * i + rng.normal(0, 0.5, num_data),
-            variance=np.full(num_data, 0.1),
-            direction=directions[i % 4],
-            estimator="importance_sampling",
-            num_particles=10,
-            space=Binary((28, 28)),
-            digest="ab" * 32,
-            seed=0,
-            seconds=1.0,
-        )
+        f"model {i} with a long name": [
+            LogLikelihood(
+                log_prob=shared - 2 * i + rng.normal(0, 0.5, num_data),
+                variance=np.full(num_data, 0.1),
+                direction=directions[i % 4],
+                estimator="importance_sampling",
+                num_particles=10,
+                space=Binary((28, 28)),
+                digest="ab" * 32,
+                seed=0,
+                seconds=1.0,
+                bias_bound=0.0 if directions[i % 4] == "exact" else bias_bound,
+            )
+            for _ in range(num_fits)
+        ]
         for i in range(num_models)
     }
     return compare(results)
@@ -122,12 +126,38 @@ def test_comparison_draws_means_and_paired_differences_with_their_intervals(num_
     assert "nats" in right.get_xlabel()
     bars = [bar.lines[2][0].get_segments()[0][:, 0] for bar in left.containers]
     for row, bar in zip(comparison.rows, bars, strict=True):
-        half = 1.959963984540054 * row.result.test_se
-        np.testing.assert_allclose(bar, [row.result.mean - half, row.result.mean + half])
+        np.testing.assert_allclose(bar, [row.interval.low, row.interval.high])
+        assert bar[1] - row.mean > 1.96 * row.result.test_se  # t(99) is above the normal quantile
     with_best = [pair for pair in comparison.pairs if pair.a == names[0]]
     bars = [bar.lines[2][0].get_segments()[0][:, 0] for bar in right.containers]
     for pair, bar in zip(with_best, bars, strict=True):
         np.testing.assert_allclose(bar, [-pair.high, -pair.low])
+
+
+def test_intervals_hold_the_bias_and_so_are_not_symmetric() -> None:
+    """A lower bound's truth lies up to .5 above: to the right of its mean, left of a difference to it."""
+    comparison = scores(3, bias_bound=0.5)
+    left, right = plots._comparison_figure(comparison).axes
+    low, high = left.containers[0].lines[2][0].get_segments()[0][:, 0]  # model 0 is a lower bound
+    mean = comparison.rows[0].mean
+    assert (high - mean) - (mean - low) == pytest.approx(0.5)
+    low, high = right.containers[0].lines[2][0].get_segments()[0][:, 0]  # exact less lower
+    difference = -comparison.pairs[0].difference
+    assert (difference - low) - (high - difference) == pytest.approx(0.5)
+
+
+def test_fits_are_points_and_warnings_are_dotted() -> None:
+    comparison = scores(3, num_fits=4)
+    left = plots._comparison_figure(comparison).axes[0]
+    assert [text.get_text() for text in left.get_yticklabels()] == [f"{r.model} (4 fits)" for r in comparison.rows]
+    marks = [line for line in left.lines if line.get_marker() == "|" and len(line.get_xdata()) == 4]
+    for row, line in zip(comparison.rows, marks, strict=True):
+        assert sorted(line.get_xdata()) == pytest.approx(sorted(fit.mean for fit in row.fits))
+    dotted = [bar.lines[2][0].get_linestyle()[0][1] is not None for bar in left.containers]
+    assert dotted == [row.warning is not None for row in comparison.rows] == [True, False, True]
+    legend = [text.get_text() for text in left.figure.legends[0].get_texts()]
+    assert {"single fits", "not to be trusted, see the remarks"} <= set(legend)
+    assert "95% over draws of the test set, differences all at once" in legend
 
 
 def test_bounds_are_open_and_exact_values_are_filled() -> None:
@@ -137,12 +167,12 @@ def test_bounds_are_open_and_exact_values_are_filled() -> None:
 
 
 def test_a_model_far_below_stands_at_the_edge_with_its_number() -> None:
-    dots = [plots._Dot(i, -float(x), 0.5, 0.1, "exact") for i, x in enumerate([1, 2, 3, 500])]
+    dots = [plots._Dot(i, -x, (-x - 0.5, -x + 0.5), (-x, -x), "exact") for i, x in enumerate([1.0, 2, 3, 500])]
     figure = plots._comparison_figure(scores(1))
     (ax,) = figure.axes  # one model has no differences, and so one panel
     ax.clear()
     plots._draw_dots(ax, dots)
-    assert "← = -500.00 ± 0.50" in [text.get_text() for text in ax.texts]
+    assert "← = -500.00 [-500.50, -499.50]" in [text.get_text() for text in ax.texts]
     assert ax.get_xlim()[0] > -10
 
 

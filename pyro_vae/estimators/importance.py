@@ -1,8 +1,8 @@
-"""Importance sampling: log mean of p(x, z)/q(z | x) over draws of the guide, streamed in blocks of fixed size."""
+"""Importance sampling: log mean of p(x, z)/q(z | x) over draws of the guide or of a better proposal."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,10 @@ from torch import Tensor
 
 from pyro_vae import diagnostics, traces
 from pyro_vae.estimators.estimate import ARRAYS, Estimate
-from pyro_vae.randomness import derived_seed, reseed
+from pyro_vae.estimators.proposals import Proposal, with_proposal
+from pyro_vae.estimators.streaming import BLOCK_ROWS as BLOCK_ROWS
+from pyro_vae.estimators.streaming import Accumulator, Blocks
 from pyro_vae.traces import Pair
-
-# Rows (particles x data) of one block. On the CPU the logits of a block stay near the cache; on a GPU a block fills
-# the chip. Fixed per kind of device, so that the same seed gives the same noise whatever memory is free.
-BLOCK_ROWS = {"cpu": 2048, "cuda": 262_144}
-SERIES_TERMS = 8  # see `_Accumulator.jackknife`
-MIN_TAIL = 5  # fewer tail weights than this say nothing of their shape
 
 
 @dataclass(frozen=True)
@@ -27,19 +23,13 @@ class ImportanceSampling:
 
     num_particles: int
     jackknife: bool = False
+    proposal: Proposal | None = None
 
     def __call__(self, pair: Pair, args: tuple[Tensor, ...], seed: int, progress: Callable[[int], object]) -> Estimate:
         tiled = not traces.broadcasts(pair, args)
-        blocks = _Blocks(pair, args, self.num_particles, seed, tiled)
-        parts = []
-        for start, stop in blocks.data_ranges():
-            accumulator = _Accumulator(self.num_particles, stop - start, args[0].device, self.jackknife)
-            for log_weights in blocks.particles(start, stop):
-                accumulator.update(log_weights)
-            parts.append(accumulator.finish())
-            progress(stop - start)
-        figures = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-        return self._estimate(figures, blocks.notes())
+        pair, args, notes = with_proposal(self.proposal, pair, args, seed)
+        blocks = Blocks(pair, args, self.num_particles, seed, tiled)
+        return self._estimate(stream(blocks, progress, self.jackknife), notes + blocks.notes())
 
     def _estimate(self, figures: dict[str, Tensor], notes: tuple[str, ...]) -> Estimate:
         bias, ratio = None, None
@@ -58,14 +48,28 @@ class ImportanceSampling:
         )
 
 
+def stream(blocks: Blocks, progress: Callable[[int], object], jackknife: bool = False) -> dict[str, Tensor]:
+    """The figures of every datum (n,), on the CPU, from all particles of all blocks."""
+    parts = []
+    for start, stop in blocks.data_ranges():
+        accumulator = Accumulator(blocks.num_particles, stop - start, blocks.args[0].device, jackknife)
+        for log_weights in blocks.particles(start, stop):
+            accumulator.update(log_weights)
+        parts.append(accumulator.finish())
+        progress(stop - start)
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
 def _leading_bias(variance: np.ndarray, doubling_bias: float | None) -> float | None:
     """Mean of s²/2, the leading term of what log p is understated by, or what doubling finds if that is more."""
     leading = float(np.mean(variance)) / 2
     return max(leading, doubling_bias or 0.0) if math.isfinite(leading) else None
 
 
-def importance_sampling(num_particles: int = 5000, *, jackknife: bool = False) -> ImportanceSampling:
-    r"""Importance sampling with the guide as proposal.
+def importance_sampling(
+    num_particles: int = 5000, *, jackknife: bool = False, proposal: Proposal | None = None
+) -> ImportanceSampling:
+    r"""Importance sampling with the guide, or a proposal made of it.
 
     L_n = log (1/K) Σ_k p(x_n, z_k)/q(z_k | x_n), z_k ~ q(z | x_n), for each datum on its own. E[L_n] <= log p(x_n): a
     lower bound in expectation, low by about half the Monte Carlo variance where the weights are tame, and by more
@@ -75,6 +79,8 @@ def importance_sampling(num_particles: int = 5000, *, jackknife: bool = False) -
         num_particles: K, exactly the number used for every datum.
         jackknife: remove the leading bias, L_J = K L - (K-1) mean_k L_{-k}. What is left is of order 1/K² and of
             either sign, so the result promises no side ("unbiased").
+        proposal: `refined()`, `defensive()` or `overdispersed(factor)` in place of the guide; a note of the result
+            names it.
 
     Returns:
         An estimator for `log_likelihood`.
@@ -88,172 +94,4 @@ def importance_sampling(num_particles: int = 5000, *, jackknife: bool = False) -
     least = 2 if jackknife else 1
     if not isinstance(num_particles, int | np.integer) or num_particles < least:
         raise ValueError(f"num_particles must be a whole number of at least {least}, got {num_particles!r}")
-    return ImportanceSampling(int(num_particles), jackknife)
-
-
-@dataclass
-class _Blocks:
-    """Log weights of all data and particles, block by block, each block with a seed of its own."""
-
-    pair: Pair
-    args: tuple[Tensor, ...]
-    num_particles: int
-    seed: int
-    tiled: bool
-    shrunk: int = field(default=1, init=False)  # parts that a block is cut into since memory ran out
-
-    def __post_init__(self) -> None:
-        rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
-        self.block_particles = min(self.num_particles, rows // 4)
-        self.block_data = max(1, rows // self.block_particles)
-
-    def data_ranges(self) -> Iterator[tuple[int, int]]:
-        """Ranges of data, start and stop."""
-        num_data = len(self.args[0])
-        for start in range(0, num_data, self.block_data):
-            yield start, min(start + self.block_data, num_data)
-
-    def particles(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Log weights (k, stop - start) of the data start..stop, until all particles are spent."""
-        args = tuple(arg[start:stop] for arg in self.args)
-        for first in range(0, self.num_particles, self.block_particles):
-            count = min(self.block_particles, self.num_particles - first)
-            reseed(derived_seed(self.seed, start, first), args[0].device)
-            log_weights = self._block(args, count)
-            _check_weights(log_weights, start)
-            yield log_weights
-
-    def _block(self, args: tuple[Tensor, ...], count: int) -> Tensor:
-        """One block; where memory runs out the same draws are scored in halves, so that the noise stays the same."""
-        values, log_q = traces.draw_latents(self.pair, args, count, self.tiled)
-        while True:
-            try:
-                return self._log_joint(args, values, count) - log_q
-            except torch.OutOfMemoryError:
-                if self.shrunk >= max(count, len(args[0]) if count == 1 else 1):
-                    raise
-                self.shrunk *= 2
-                torch.cuda.empty_cache()
-
-    def _log_joint(self, args: tuple[Tensor, ...], values: traces.Values, count: int) -> Tensor:
-        """The block in `shrunk` parts, along the particles or, if there is one particle only, along the data."""
-        num_data = len(args[0])
-        if count == 1:
-            step = -(-num_data // self.shrunk)
-            ranges = [(first, min(first + step, num_data)) for first in range(0, num_data, step)]
-            return torch.cat([self._data_part(args, values, *part) for part in ranges], 1)
-        step = -(-count // self.shrunk)
-        ranges = [(first, min(first + step, count)) for first in range(0, count, step)]
-        return torch.cat([self._particle_part(args, values, *part) for part in ranges])
-
-    def _particle_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
-        few = traces.take_particles(values, first, last, len(args[0]), self.tiled)
-        return traces.log_joint(self.pair, args, few, last - first, self.tiled)
-
-    def _data_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
-        few = {name: v[first:last] if self.tiled else v[:, first:last] for name, v in values.items()}
-        return traces.log_joint(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
-
-    def notes(self) -> tuple[str, ...]:
-        """What happened on the way."""
-        tiled = ("the programs ran on tiled data, one row per particle and datum",) if self.tiled else ()
-        shrunk = (f"memory ran out: each block was scored in {self.shrunk} parts",) if self.shrunk > 1 else ()
-        return tiled + shrunk
-
-
-def _check_weights(log_weights: Tensor, start: int) -> None:
-    """NaN and +inf are errors that name the datum; -inf is a weight of zero."""
-    bad = (log_weights.isnan() | (log_weights == math.inf)).any(0)
-    if bool(bad.any()):
-        datum = int(bad.nonzero()[0])
-        values = log_weights[:, datum]
-        value = float(values[values.isnan() | (values == math.inf)][0])
-        raise ValueError(f"log weight of datum {start + datum} is {value} ({int(bad.sum())} such data in its block)")
-
-
-class _Accumulator:
-    """Running sums over particles for a block of data: nothing of size particles x data is held."""
-
-    def __init__(self, num_particles: int, num_data: int, device: torch.device, jackknife: bool) -> None:
-        self.num_particles, self.count = num_particles, 0
-        self.wants_jackknife = jackknife
-        self.max = torch.full((num_data,), -math.inf, dtype=torch.float64, device=device)
-        num_sums = SERIES_TERMS if jackknife else 2
-        self.sums = torch.zeros(num_sums, num_data, dtype=torch.float64, device=device)  # Σ exp(j (v - max))
-        self.tail = diagnostics.tail_length(num_particles)
-        self.largest = torch.empty(0, num_data, dtype=torch.float64, device=device)
-        self.mean = torch.zeros(num_data, dtype=torch.float64, device=device)  # of the log weights
-        self.squares = torch.zeros(num_data, dtype=torch.float64, device=device)  # Σ (v - mean)²
-        self.snapshots: dict[int, Tensor] = {}
-        self.marks = [num_particles // 4, num_particles // 2] if num_particles >= 8 else []
-
-    def update(self, log_weights: Tensor) -> None:
-        """Take in log weights (k, n); a block is cut where a snapshot is due."""
-        cuts = [mark - self.count for mark in self.marks if self.count < mark < self.count + len(log_weights)]
-        for piece in log_weights.tensor_split(cuts):
-            self._add(piece)
-            if self.count in self.marks:
-                self.snapshots[self.count] = self.log_mean()
-
-    def _add(self, log_weights: Tensor) -> None:
-        top = torch.maximum(self.max, log_weights.max(0).values)
-        shift = torch.where(top == -math.inf, 0.0, top)  # all weights zero so far
-        powers = torch.arange(1, len(self.sums) + 1, device=top.device, dtype=torch.float64)
-        weights = torch.exp(log_weights - shift)
-        self.sums *= torch.exp(powers[:, None] * torch.where(self.max == -math.inf, -math.inf, self.max - shift))
-        power = weights
-        for j in range(len(self.sums)):
-            self.sums[j] += power.sum(0)
-            power = power * weights
-        self._add_moments(log_weights)
-        self.max, self.count = top, self.count + len(log_weights)
-        keep = min(self.count, max(self.tail + 1, 64))
-        self.largest = torch.cat([self.largest, log_weights]).topk(keep, 0).values
-
-    def _add_moments(self, log_weights: Tensor) -> None:
-        """Mean and sum of squares of the log weights, merged as Chan, Golub and LeVeque (1983) do."""
-        added, mean = len(log_weights), log_weights.mean(0)
-        delta, total = mean - self.mean, self.count + added
-        self.squares = self.squares + (log_weights - mean).square().sum(0) + delta**2 * (self.count * added / total)
-        self.mean = self.mean + delta * (added / total)
-
-    def log_mean(self) -> Tensor:
-        """Log of the mean weight so far, (n,)."""
-        return self.max + self.sums[0].log() - math.log(self.count)
-
-    def finish(self) -> dict[str, Tensor]:
-        """The figures, once all particles are in."""
-        if self.count != self.num_particles:
-            raise RuntimeError(f"{self.count} particles were used where {self.num_particles} were asked for")
-        ess = self.sums[0] ** 2 / self.sums[1]
-        figures = {
-            "log_prob": self.jackknife() if self.wants_jackknife else self.log_mean(),
-            "variance": diagnostics.delta_variance(ess, self.num_particles),
-            "ess": ess,
-            "elbo": self.mean.nan_to_num(nan=-math.inf, neginf=-math.inf),  # NaN after a weight of zero
-        }
-        if self.num_particles > 1:
-            figures["spread"] = self.squares.nan_to_num(nan=math.inf) / (self.num_particles - 1)
-        if self.tail >= MIN_TAIL:
-            figures["khat"] = diagnostics.pareto_khat(self.largest[: self.tail + 1])
-        if self.marks:
-            figures |= {"quarter": self.snapshots[self.marks[0]], "half": self.snapshots[self.marks[1]]}
-        return figures
-
-    def jackknife(self) -> Tensor:
-        """L_J = L - (K-1)/K Σ_k [log(1 - r_k) - log(1 - 1/K)] with r_k = w_k / Σ w.
-
-        The largest r_k are taken one by one, and for the largest of all 1 - r is the sum of the others. Each other r is
-        at most 1/64, so eight terms of the series of log(1 - r) leave an error below 1e-17 each, and their power sums
-        are the streamed ones less the largest's.
-        """
-        k = self.num_particles
-        share = torch.exp(self.largest - self.max) / self.sums[0]  # largest first
-        rest = torch.zeros_like(self.sums)
-        if k > len(self.largest):
-            powers = torch.arange(1, SERIES_TERMS + 1, device=share.device, dtype=torch.float64)[:, None]
-            of_all = self.sums / self.sums[0] ** powers
-            rest = (of_all - torch.stack([(share**j).sum(0) for j in range(1, SERIES_TERMS + 1)])).clamp(min=0)
-        total = (share[1:].sum(0) + rest[0]).log() + torch.log1p(-share[1:]).sum(0)
-        total = total - sum(rest[j - 1] / j for j in range(1, SERIES_TERMS + 1))
-        return self.log_mean() - (k - 1) / k * total + (k - 1) * math.log1p(-1 / k)
+    return ImportanceSampling(int(num_particles), jackknife, proposal)

@@ -52,7 +52,8 @@ class LogLikelihood:
         elbo: mean log weight, which estimates each datum's ELBO for the proposal used, shape (n,), nats, or None.
         spread: variance of the log weights, shape (n,), nats², or None.
         bad: whether the estimator itself distrusts each datum, booleans (n,), or None: then ESS and k-hat tell.
-        bias_bound: how far the truth may lie above `mean` beyond its sampling error, nats; None where unknown.
+        bias_bound: how far the truth may lie above `mean` (of an upper bound: below) beyond its sampling error, nats;
+            None where unknown.
         doubling_bias: estimate of the bias of `mean` that is left, from halving the particles, nats, or None.
         doubling_ratio: the ratio that it rests on; about 0.5 is healthy, above 0.8 the estimate is not.
         given: what the model conditions on ("label", "quadrants(1)"), or None for log p(x).
@@ -170,7 +171,7 @@ class LogLikelihood:
         return "few effective chains" if self.estimator in CHAINS else "k-hat or effective chains"
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Interval for the mean of exactly these data, [mean - z mc_se, mean + B + z mc_se] with B the bias bound."""
+        """Interval for the mean of exactly these data, [mean - z mc_se, mean + B + z mc_se], B the bias bound."""
         return self._interval(self.mc_se, level)
 
     def population_interval(self, level: float = 0.95) -> Interval:
@@ -178,8 +179,9 @@ class LogLikelihood:
         return self._interval(self.test_se, level)
 
     def _interval(self, se: float, level: float) -> Interval:
-        half = NormalDist().inv_cdf((1 + level) / 2) * se
-        return Interval(self.mean - half, self.mean + (self.bias_bound or 0.0) + half, level, self.warning)
+        half, bias = NormalDist().inv_cdf((1 + level) / 2) * se, self.bias_bound or 0.0
+        below, above = (bias, 0.0) if self.direction == "upper" else (0.0, bias)
+        return Interval(self.mean - below - half, self.mean + above + half, level, self.warning)
 
     def datum_intervals(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Ends (n,) of an interval for each log p(x_n), log_prob ± z √variance, to be trusted where not `flagged`."""
@@ -261,7 +263,7 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> LogLikelihood:
     kind = getattr(spaces, space.pop("kind"))
     meta["space"] = kind(**{**space, "shape": tuple(space["shape"])})
     meta["notes"] = tuple(meta["notes"])
-    if meta["certificate"]:
+    if meta.get("certificate"):
         meta["certificate"] = Certificate(**meta["certificate"])
     values: dict[str, Any] = {name: arrays[name] for name in ARRAYS if name in arrays}
     return LogLikelihood(**values, **meta, marginal=_from_arrays(inner) if inner else None)
