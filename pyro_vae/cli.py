@@ -254,6 +254,68 @@ def _report(work: "list[Job]", data_name: str, out: Path, clusters: "np.ndarray 
     click.echo("\n".join(f"wrote {path}" for path in paths))
 
 
+@main.command("bounds")
+@click.argument(
+    "run_paths",
+    metavar="RUN...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option("--curve", default="1,10,100,1000,5000", help="Particles at which the bound is drawn.")
+@_choice
+@_num_data
+@_moved
+@_seed
+@_machine
+@_out
+def bounds_command(
+    run_paths: tuple[Path, ...],
+    curve: str,
+    data: str | None,
+    root: str | None,
+    num_data: int | None,
+    seed: int,
+    out: Path,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Runs side by side from the ELBO up: a better p(x), or a tighter q? The best estimate by --estimator."""
+    from pyro_vae import plot_bounds, runs
+    from pyro_vae.bounds import compare_bounds
+
+    choice, device = _take_choice(how), _prepare(how)
+    opened = {path.name: runs.open_run(path, data=data, root=root) for path in run_paths}
+    if len(opened) < len(run_paths):
+        raise click.BadParameter("runs must have different folder names", param_hint="RUN...")
+    first = next(iter(opened.values()))
+    for name, run in opened.items():
+        if run.data.test.digest != first.data.test.digest:
+            raise ValueError(f"{name} was fitted for other test data than {next(iter(opened))}: their SHA-256 differ")
+    batch = first.data.test if num_data is None else first.data.test.subset(num_data, seed)
+    best = choice.build(first.model, first.data.valid, seed=seed, device=device)
+    found = compare_bounds(
+        {name: run.model for name, run in opened.items()},
+        batch,
+        num_particles=_numbers(curve),
+        best=best,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    click.echo(found.table())
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [found.to_json(out / "bounds.json"), plot_bounds.plot_bound_curves(found, out / "bounds.png")]
+    click.echo("\n".join(f"wrote {path}" for path in paths))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"expected whole numbers with commas, got {text!r}", param_hint="--curve") from error
+
+
 @main.command("sample")
 @_run
 @click.option("--num", type=click.IntRange(1), default=8, help="Draws; given labels or quadrants, of each row.")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_cli import call, tiny, trained, vae_run  # noqa: F401
+from test_cli import FEW_EPOCHS, call, tiny, trained, vae_run  # noqa: F401
 
 import pyro_vae as pv
 from pyro_vae.estimators.choice import ESTIMATORS, PARTICLES, Choice
@@ -131,14 +131,39 @@ def test_a_tuned_factor_comes_from_the_validation_data(vae_run, tmp_path):  # no
 
 def test_compare_with_several_fits_and_clusters(tiny, tmp_path):  # noqa: F811
     np.save(tmp_path / "groups.npy", np.arange(18) // 3)
-    small = ("--models", "independent_pixel,ppca", "--space", "real", "--fits", "2", "--jobs", "1", "--quiet")
+    small = (
+        "--models",
+        "independent_pixel,vae",
+        *FEW_EPOCHS,
+        "--particles",
+        "30",
+        "--fits",
+        "2",
+        "--jobs",
+        "1",
+        "--quiet",
+    )
     text = call("compare", "--data", tiny, *small, "--groups", tmp_path / "groups.npy", "--out", tmp_path / "out")
     assert "2 fits" in text
     assert "clusters" in text
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))["rows"]
-    assert {row["model"] for row in rows} == {"independent_pixel", "ppca"}
-    assert (tmp_path / "out" / "ppca_fit2" / "evaluation.npz").is_file()
+    assert {row["model"] for row in rows} == {"independent_pixel", "vae"}
+    first, second = (pv.LogLikelihood.load(tmp_path / "out" / name / "evaluation.npz") for name in ("vae", "vae_fit2"))
+    assert first.digest == second.digest
+    assert first.mean != second.mean
     assert (tmp_path / "out" / "comparison.nc").is_file()
     np.save(tmp_path / "short.npy", np.arange(3))
     text = call("compare", "--data", tiny, *small, "--groups", tmp_path / "short.npy", "--out", tmp_path / "x", code=1)
     assert "one label per test datum, shape (18,), found (3,)" in " ".join(text.split())
+
+
+def test_bounds_of_two_runs_side_by_side(vae_run, tiny, tmp_path):  # noqa: F811
+    trained(tiny, tmp_path / "other", "--model", "vae", "--seed", "0", "--fit", "learning_rate=1e-2")
+    how = ("--curve", "1,4,16", "--estimator", "ais", *FAST)
+    text = call("bounds", vae_run, tmp_path / "other", *how, "--out", tmp_path / "out")
+    assert "ELBO" in text
+    contents = json.loads((tmp_path / "out" / "bounds.json").read_text(encoding="utf-8"))
+    assert len(contents["rows"]) == 2
+    assert (tmp_path / "out" / "bounds.png").read_bytes().startswith(b"\x89PNG")
+    text = call("bounds", vae_run, *how, "--curve", "1,x", "--out", tmp_path / "out", code=2)
+    assert "expected whole numbers with commas, got '1,x'" in " ".join(text.split())

@@ -71,8 +71,14 @@ class Choice:
         estimator = self._plain(model, valid, seed, device)
         if not self.certify:
             return estimator
-        annealing = {"num_steps": self.steps or 1000, "num_chains": self.chains, "num_leapfrog": self.leapfrog}
-        return sandwich(estimator, **annealing, start=self.start, num_simulated=self.simulated)  # type: ignore[arg-type]
+        return sandwich(
+            estimator,
+            num_steps=self.steps or 1000,
+            num_chains=self.chains,
+            num_leapfrog=self.leapfrog,
+            start=self.start,
+            num_simulated=self.simulated,
+        )
 
     def _plain(self, model: nn.Module, valid: "Batch", seed: int, device: str | None) -> Estimator:
         particles = self.particles or PARTICLES.get(self.estimator, 0)
@@ -98,4 +104,6 @@ class Choice:
             if factor == TUNED:
                 factor = tune_overdispersion(model, valid, seed=seed)
             return overdispersed(float(factor))
-        return {"guide": lambda: None, "defensive": defensive, "refined": refined}[self.proposal]()
+        if self.proposal == "defensive":
+            return defensive()
+        return refined() if self.proposal == "refined" else None

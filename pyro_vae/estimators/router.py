@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae import diagnostics
 from pyro_vae.estimators.ais import AnnealedImportanceSampling, annealed_importance_sampling
-from pyro_vae.estimators.estimate import Estimate, flags
+from pyro_vae.estimators.estimate import Estimate, Estimator, flags
 from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
 from pyro_vae.estimators.proposals import Proposal, refined
 from pyro_vae.randomness import derived_seed
@@ -42,7 +42,8 @@ class Router:
         figures: dict[str, Any] = {name: getattr(estimates[0], name).copy() for name in ARRAYS}
         open_ = np.flatnonzero(is_hard(estimates[0]))
         progress(num_data - len(open_))
-        for index, estimator in enumerate((self.second, self.third), start=1):
+        stages: tuple[Estimator, ...] = (self.second, self.third)
+        for index, estimator in enumerate(stages, start=1):
             if len(open_) == 0:
                 break
             chosen = torch.from_numpy(open_).to(args[0].device)
