@@ -127,3 +127,29 @@ class TwoModes:
         mean = (obs @ self.loadings / self.noise**2 + self.center) @ torch.linalg.inv(precision)
         with pyro.plate("data", len(obs), dim=-1):
             pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision))
+
+
+class LogNormalWeights:
+    """z ~ N(s, 1) whatever x ~ N(0, 1) is, and the guide is N(0, 1): log w = log p(x) + s z - s²/2 is normal.
+
+    The weights have all moments, and yet with s = 3 no sample of practical size shows them.
+    """
+
+    def __init__(self, sd: float) -> None:
+        self.shift = torch.tensor(float(sd), dtype=torch.float64)
+        self.zero = torch.zeros((), dtype=torch.float64)
+
+    def log_prob(self, obs: Tensor) -> Tensor:
+        return dist.Normal(self.zero, 1.0).log_prob(obs)
+
+    def draw(self, num: int, seed: int = 0) -> Tensor:
+        return torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def model(self, obs: Tensor) -> None:
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(self.shift, 1.0))
+            pyro.sample("obs", dist.Normal(self.zero, 1.0), obs=obs)
+
+    def guide(self, obs: Tensor) -> None:
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(self.zero, 1.0))
