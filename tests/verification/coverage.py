@@ -44,8 +44,9 @@ def small_vae() -> Case:
     """A VAE with two latents, fitted to bits of the digits; its log p by quadrature."""
     data = pv.load_data("digits", space="binary", seed=0)
     with own_randomness(0):
-        vae = pv.models.VAE(data.space, latent_dim=2, hidden_dims=(32,)).double()
+        vae = pv.models.VAE(data.space, latent_dim=2, hidden_dims=(32,))
     pv.fit(vae, data, num_epochs=30, learning_rate=3e-3, seed=0)
+    vae.double()
 
     def draw(num: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -51,7 +51,7 @@ def estimators(small: bool) -> dict[str, object]:
 def rows(small: bool) -> Iterator[Row]:
     data = pv.load_data("digits", space="binary", seed=0)
     with own_randomness(0):
-        vae = pv.models.VAE(data.space, latent_dim=8, hidden_dims=(64, 64))
+        vae = pv.models.VAE(data.space, latent_dim=8, hidden_dims=(200, 200))
     pv.fit(vae, data, num_epochs=5 if small else 30, learning_rate=3e-3, seed=0)
     batch = data.test.subset(24 if small else 100, seed=0)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(1))
@@ -67,7 +67,7 @@ def rows(small: bool) -> Iterator[Row]:
 def _of_one(name: str, score: Score, batch: pv.Batch, shuffled: pv.Batch, order: np.ndarray) -> Iterator[Row]:
     with threads(1):
         first, again = score(batch), score(batch)
-        with block_rows(512):
+        with block_rows(128):
             blocks = score(batch)
         other = score(shuffled)
     with threads(2):
@@ -75,7 +75,7 @@ def _of_one(name: str, score: Score, batch: pv.Batch, shuffled: pv.Batch, order:
     same = bool((first.log_prob == again.log_prob).all())
     yield Row(ITEM, f"{name}: twice", "the same digits" if same else "other digits", "the same digits", same)
     for what, result, values in (
-        ("blocks of 512 rows", blocks, blocks.log_prob),
+        ("blocks of 128 rows", blocks, blocks.log_prob),
         ("another order", other, other.log_prob[np.argsort(order)]),
     ):
         change = abs(float(np.mean(values - first.log_prob)))
