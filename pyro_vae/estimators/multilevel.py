@@ -19,9 +19,9 @@ from pyro_vae.traces import Pair
 
 LEVELS, FINE = 2, 3  # streams of the seed; the first K0 particles are those of plain importance sampling
 DECAY = 2**-1.5  # of P(l) from one level to the next
-MAX_RATIO = 2**-0.75  # of E D_l from level to level; D_l²/P(l) grows with l where that of √E D_l² is above it
-MIN_DATA = 8  # that reach a level, for its mean to count in the ratio
-MAX_LOG_SE = 0.2  # standard error of the ratio's logarithm up to which it is reported
+MAX_RATIO = 2**-0.75  # of D_l from level to level: above it D_l²/P(l) grows with l
+MAX_RATIO_SE = 0.1  # up to which the ratio is reported
+SIGNIFICANT = 2.0  # standard errors
 MAX_LEVEL = 16
 
 
@@ -52,13 +52,14 @@ class Multilevel:
 
     def _estimate(self, base: dict[str, np.ndarray], gains: np.ndarray, notes: tuple[str, ...]) -> Estimate:
         correction = np.nansum(gains / reach_probabilities(self.max_level)[1:], axis=1)
-        ratio, log_se = level_ratio(gains)
-        settles = not ratio * math.exp(-log_se) > MAX_RATIO
+        ratio, se = level_ratio(gains)
+        settles = not ratio - SIGNIFICANT * se > MAX_RATIO
+        known = se <= MAX_RATIO_SE
         warning = f"the level differences fall by {ratio:.2f} per level, too slowly for their variance to be trusted"
         arrays: dict[str, Any] = {name: values for name, values in base.items() if name in ARRAYS}
         arrays["log_prob"] = base["log_prob"] + correction
         arrays["variance"] = base["variance"] + correction**2
-        first = np.nanmean([*gains[:, 0], base["variance"].mean() / 4])  # E D_1 is s²/4 where the weights are tame
+        first = max(float(base["variance"].mean()) / 4, _mean(gains[:, 0]))  # s²/4 where the weights are tame
         return Estimate(
             **arrays,
             direction="unbiased",
@@ -66,8 +67,8 @@ class Multilevel:
             num_particles=self.num_particles,
             bad=None if settles else np.ones(len(correction), dtype=bool),
             bias_bound=_left(first, np.nanmax([ratio, MAX_RATIO]), self.max_level) if settles else None,
-            doubling_bias=_left(first, ratio, self.max_level) if log_se <= MAX_LOG_SE else None,
-            doubling_ratio=ratio if log_se <= MAX_LOG_SE else None,
+            doubling_bias=_left(first, ratio, self.max_level) if known else None,
+            doubling_ratio=ratio if known else None,
             notes=notes if settles else (*notes, warning),
         )
 
@@ -97,8 +98,8 @@ def multilevel(num_particles: int = 500, *, proposal: Proposal | None = None, ma
     The levels of the data are met in the shares that they should have, so that the sum over data varies less.
     `variance` is that of L_{K0} by the delta method plus the square of the correction: its SUM over many data is an
     honest estimate of the variance of the sum, while a single entry says only what was added to its datum. It is not to
-    be trusted where k-hat is high, nor where the D_j fall more slowly than by 2^(-3/4) per level: then every datum is
-    flagged and a note says so. `ess`, `khat`, `elbo` and `spread` are of the first K0 particles, which are those of
+    be trusted where k-hat is high, nor where the D_j fall by less than 2^(-3/4) per level: then every datum is flagged
+    and a note says so. `ess`, `khat`, `elbo` and `spread` are of the first K0 particles, which are those of
     `importance_sampling(K0)`; a note gives the number of particles spent in all.
 
     Args:
@@ -167,21 +168,27 @@ def level_gains(log_means: np.ndarray, levels: np.ndarray, max_level: int) -> np
 
 
 def level_ratio(gains: np.ndarray) -> tuple[float, float]:
-    """The factor by which mean D_j falls from level to level, and the standard error of its logarithm.
+    """The factor by which D_j falls from level to level, and its standard error.
 
-    A weighted least squares line through log mean D_j over the levels that at least 8 data reach; (NaN, inf) if fewer
-    than two of them are there.
+    Σ D_{j+1} / Σ D_j over all data and levels where both are known, which spares the differences between data. (NaN,
+    inf) where fewer than two data go beyond the first level.
     """
-    counts = (~np.isnan(gains)).sum(0)
-    num_levels = int((counts >= MIN_DATA).sum())
-    means = np.nanmean(gains[:, :num_levels], axis=0)
-    if num_levels < 2 or not np.all(means > 0):
+    both = ~np.isnan(gains[:, 1:])
+    chosen = both.any(1)
+    if chosen.sum() < 2:
         return math.nan, math.inf
-    relative = np.nanstd(gains[:, :num_levels], axis=0, ddof=1) / np.sqrt(counts[:num_levels]) / means
-    weights = 1 / np.maximum(relative, 1e-6) ** 2
-    offset = np.arange(num_levels) - np.average(np.arange(num_levels), weights=weights)
-    spread = float((weights * offset**2).sum())
-    return math.exp(float((weights * offset * np.log(means)).sum()) / spread), 1 / math.sqrt(spread)
+    upper = np.where(both, gains[:, 1:], 0.0).sum(1)[chosen]
+    lower = np.where(both, gains[:, :-1], 0.0).sum(1)[chosen]
+    if not lower.sum() > 0:  # all weights are equal
+        return math.nan, math.inf
+    ratio = upper.sum() / lower.sum()
+    scatter = np.square(upper - ratio * lower).sum() * len(upper) / (len(upper) - 1)
+    return float(ratio), float(np.sqrt(scatter) / lower.sum())
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0
 
 
 def _left(first: float, ratio: float, max_level: int) -> float | None:

@@ -17,6 +17,7 @@ from pyro_vae.traces import Pair, Program, Values
 
 TAILS = ((0.7, 1.1), (0.25, 1.4), (0.05, 2.0))  # shares, and what they multiply the variance by
 GUIDE_DRAWS = 64  # of which the start takes mean and scale
+POINT_SCALE = 0.1  # start where all draws of the guide are one
 MAX_ENTRIES = 2**27  # of the scale matrices of the data that are refined together
 WARM_UP = 0.2  # of the steps: only scales and mean, far faster than the correlations if the start is far off
 WARM_UP_CLIP = 0.3  # largest step of the logarithm of a scale in the warm-up
@@ -60,6 +61,7 @@ class Refined:
         """Mean (n, dim), and scale (n, dim) or its Cholesky factor (n, dim, dim), of the Gaussian of each datum."""
         draws = latents.draw_guide(args, GUIDE_DRAWS)
         loc, scale = draws.mean(0), draws.std(0)
+        scale = torch.where(scale > 0, scale, POINT_SCALE)
         gradient = partial(_gradient, latents, args)
         if self.covariance == "diagonal":
             return climb_scales(gradient, loc, scale, self.num_steps, self.num_samples, LAST_STEP_SIZE)

@@ -29,7 +29,7 @@ class Case:
 
 def linear_gaussian(dim: int, name: str, widen: float) -> Case:
     pair = LinearGaussian(2 * dim, dim, widen=widen)
-    shape = f"PPCA d = {dim}, {name} guide (precision / {widen:g}, k = {max(pair.tail_index(), 0):.2g})"
+    shape = f"PPCA d = {dim}, {name} guide (precision / {widen:g}, k = {max(pair.tail_index(), 0):.2f})"
     return Case(shape, pair.model, pair.guide, pair.draw, lambda x: pair.log_prob(x).numpy(), pair.tail_index())
 
 
@@ -114,7 +114,7 @@ def _ask(case: Case, covered: np.ndarray, warned: float) -> tuple[str, bool]:
     if len(covered) < 20:
         return "no claim without a warning", True
     low, high = binomial_band(len(covered))
-    high = 1.0 if covered.all() and index == 0 else high  # equal weights: exact but for rounding
+    high = 1.0 if covered.all() and index is not None and abs(index) < 1e-9 else high  # equal weights: exact but for rounding
     return f"[{low:.3f}, {high:.3f}]", bool(low <= covered.mean() <= high)
 
 
