@@ -70,25 +70,6 @@ class LinearGaussian:
         return float(self.precision.diagonal().log().sum() - self.precision.logdet()) / 2
 
 
-class LogNormalWeights:
-    """z ~ N(scale, 1), x ~ N(0, 1) whatever z, guide N(0, 1): log weights are N(-scale²/2, scale²) plus log p(x)."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def log_prob(self, obs: Tensor) -> Tensor:
-        return torch.distributions.Normal(0.0, 1.0).log_prob(obs)
-
-    def model(self, obs: Tensor) -> None:
-        with pyro.plate("data", len(obs), dim=-1):
-            z = pyro.sample("z", dist.Normal(torch.full_like(obs, self.scale), 1.0))
-            pyro.sample("obs", dist.Normal(0 * z, 1.0), obs=obs)
-
-    def guide(self, obs: Tensor) -> None:
-        with pyro.plate("data", len(obs), dim=-1):
-            pyro.sample("z", dist.Normal(torch.zeros_like(obs), 1.0))
-
-
 def quadrature_log_prob(vae: torch.nn.Module, obs: Tensor, half_width: float = 8.0, num: int = 161) -> Tensor:
     """log ∫ p(x | z) N(z; 0, I) dz over a square grid, for a model with a 2-D latent; (n,), nats."""
     axis = torch.linspace(-half_width, half_width, num, dtype=torch.float64)

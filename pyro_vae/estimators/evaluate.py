@@ -222,8 +222,8 @@ def _marginal(
     """Log p(x) = logsumexp_c [log p(c) + log p(x | c)], and its variance Σ_c r_c² s_c² with r_c = p(c | x).
 
     Only estimates that are unbiased for p(x | c) may be added up, as those are that bound its logarithm from below;
-    where the estimator is another, all labels are scored by plain importance sampling. A datum's own label, which
-    holds most of the sum, keeps its estimate otherwise, and the other labels share as many particles again.
+    where the estimator is another, a datum's own label, which holds most of the sum, is scored again by importance
+    sampling with the same proposal. The other labels share as many particles again, drawn from the guide.
     """
     obs, context = args
     num_others = labels.num_dims - 1
@@ -231,9 +231,9 @@ def _marginal(
     own_label = context.argmax(-1).cpu()
     plain = replace(estimator, jackknife=False) if isinstance(estimator, ImportanceSampling) else importance_sampling()
     if own.direction == "unbiased":
-        own = plain(pair, args, seed, lambda num: None)
+        own = replace(plain, proposal=getattr(estimator, "proposal", None))(pair, args, seed, lambda num: None)
     share = max(2, plain.num_particles // max(1, num_others))
-    others = estimator if own.direction == "exact" else replace(plain, num_particles=share)
+    others = estimator if own.direction == "exact" else replace(plain, num_particles=share, proposal=None)
     estimates, log_priors = [own], [log_prior[own_label]]
     with _bar(len(obs) * num_others, progress) as tick:
         for shift in range(1, num_others + 1):

@@ -65,6 +65,7 @@ class Multilevel:
             direction="unbiased",
             estimator="multilevel",
             num_particles=self.num_particles,
+            khat_particles=self.num_particles,
             bad=None if settles else np.ones(len(correction), dtype=bool),
             bias_bound=_left(first, np.nanmax([ratio, MAX_RATIO]), self.max_level) if settles else None,
             doubling_bias=_left(first, ratio, self.max_level) if known else None,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import diagnostics, spaces
-from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, Certificate, Direction, flags
+from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, Certificate, Direction, flags, pooled
 from pyro_vae.spaces import Space
 
 FLAGGED_SHARE = 0.1  # share of data with a bad diagnostic from which the error of their mean is not to be trusted
@@ -139,8 +139,8 @@ class LogLikelihood:
 
     @property
     def flagged(self) -> np.ndarray:
-        """Whether the Monte Carlo error of each datum is not to be trusted, booleans (n,); see `flags`."""
-        return flags(self)
+        """Whether the Monte Carlo error of each datum is not to be trusted, booleans (n,); see `flags` and `pooled`."""
+        return pooled(flags(self))
 
     @property
     def warning(self) -> str | None:

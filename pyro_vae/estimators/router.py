@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae import diagnostics
 from pyro_vae.estimators.ais import AnnealedImportanceSampling, annealed_importance_sampling
-from pyro_vae.estimators.estimate import Estimate, Estimator, flags
+from pyro_vae.estimators.estimate import Estimate, Estimator, flags, pooled
 from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
 from pyro_vae.estimators.proposals import Proposal, refined
 from pyro_vae.randomness import derived_seed
@@ -81,10 +81,10 @@ def is_hard(estimate: Estimate) -> np.ndarray:
 
 def _bad(estimates: list[Estimate], stage: np.ndarray) -> np.ndarray:
     """Whether the last estimate of each datum is not to be trusted, by the diagnostic of its own stage."""
-    bad = flags(estimates[0])
+    bad = pooled(flags(estimates[0]))
     for index, estimate in enumerate(estimates[1:], start=1):
         reached = stage >= index
-        bad[reached] = flags(estimate)
+        bad[reached] = pooled(flags(estimate))
     return bad
 
 
