@@ -199,7 +199,7 @@ class _Scoring:
         """Annealing where it can be done."""
         annealing = annealed_importance_sampling(100)
         try:
-            Annealer(annealing, pair, args)
+            Annealer(annealing, pair, args, 0)
         except (ValueError, NotImplementedError) as error:  # the latter where a support has no bijection
             self.remark = f"best is importance sampling: {error or type(error).__name__}"
             return importance_sampling(self.num_particles)

@@ -93,7 +93,7 @@ _choice = _stacked(
         "--proposal",
         type=click.Choice(["guide", "overdispersed", "defensive", "refined"]),
         default="guide",
-        help="What is and multilevel draw from.",
+        help="In place of the guide: for is, multilevel and annealing.",
     ),
     click.option("--overdispersion", default="1.5", help="Factor on the guide's variance, or 'tuned' (validation)."),
     click.option(
@@ -101,7 +101,7 @@ _choice = _stacked(
         type=click.IntRange(1),
         default=None,
         show_default=False,
-        help="Of annealing; 1000 for ais, smc and --certify, 100 for router if not given.",
+        help="Of annealing; 1000 for ais, smc and --certify, 30 for router if not given.",
     ),
     click.option("--chains", type=click.IntRange(1), default=16, help="Of annealing, per datum."),
     click.option("--leapfrog", type=click.IntRange(1), default=10, help="Steps of each move of annealing."),

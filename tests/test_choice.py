@@ -74,15 +74,16 @@ def test_proposals_by_name_and_a_tuned_factor(vae, batch):
         ({"estimator": "magic"}, "estimator must be one of exact, is, .*, got 'magic'"),
         ({"proposal": "wide"}, "proposal must be one of guide, overdispersed, defensive, refined, got 'wide'"),
         (
-            {"estimator": "ais", "proposal": "refined"},
-            "a proposal goes with is, is-jackknife, multilevel; 'ais' has none",
+            {"estimator": "router", "proposal": "refined"},
+            "a proposal goes with is, .*; 'router' has none",
         ),
+        ({"estimator": "ais", "start": "middle"}, "start must be 'guide' or 'prior', got 'middle'"),
         ({"estimator": "exact", "certify": True}, "an exact log-likelihood needs no certificate"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Choice(**settings)
+        Choice(**settings).build(None, None)
 
 
 @pytest.mark.parametrize("name", NAMES)

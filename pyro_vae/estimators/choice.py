@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ESTIMATORS = ("exact", "is", "is-jackknife", "multilevel", "ais", "smc", "router")
 PROPOSALS = ("guide", "overdispersed", "defensive", "refined")
 PARTICLES = {"is": 5000, "is-jackknife": 5000, "multilevel": 500, "router": 1000}
-WITH_PROPOSAL = ("is", "is-jackknife", "multilevel")
+WITH_PROPOSAL = ("is", "is-jackknife", "multilevel", "ais", "smc")
 TUNED = "tuned"
 
 
@@ -32,9 +32,9 @@ class Choice:
     Attributes:
         estimator: one of `ESTIMATORS`; a model without latent sites is scored exactly whatever stands here.
         particles: K of importance sampling, of the first level or of the first stage; by the estimator if None.
-        proposal: one of `PROPOSALS`, for importance sampling and multilevel.
+        proposal: one of `PROPOSALS`, for importance sampling, multilevel, and annealing from the guide.
         overdispersion: factor on the guide's variance, or "tuned" for one that is chosen on validation data.
-        steps: T of annealing; by default 1000, and 100 for the router's last stage.
+        steps: T of annealing; by default 1000, and 30 for the router's last stage.
         chains: of annealing.
         leapfrog: steps of each move of annealing.
         start: of annealing, "guide" or "prior".
@@ -68,7 +68,8 @@ class Choice:
 
     def build(self, model: nn.Module, valid: "Batch", *, seed: int = 0, device: str | None = None) -> Estimator:
         """The estimator; `valid` is what an over-dispersion is tuned on, if that is asked for."""
-        estimator = self._plain(model, valid, seed, device)
+        proposal = self._proposal(model, valid, seed, device)
+        estimator = self._plain(proposal)
         if not self.certify:
             return estimator
         return sandwich(
@@ -77,26 +78,26 @@ class Choice:
             num_chains=self.chains,
             num_leapfrog=self.leapfrog,
             start=self.start,
+            proposal=proposal if self.start == "guide" else None,
             num_simulated=self.simulated,
         )
 
-    def _plain(self, model: nn.Module, valid: "Batch", seed: int, device: str | None) -> Estimator:
+    def _plain(self, proposal: Proposal | None) -> Estimator:
         particles = self.particles or PARTICLES.get(self.estimator, 0)
         if self.estimator == "exact":
             return exact()
         if self.estimator in ("is", "is-jackknife", "multilevel"):
-            proposal = self._proposal(model, valid, seed, device)
             if self.estimator == "multilevel":
                 return multilevel(particles, proposal=proposal)
             return importance_sampling(particles, jackknife=self.estimator == "is-jackknife", proposal=proposal)
         if self.estimator == "router":
-            steps = self.steps or 100
-            return router(
-                particles, annealing=annealed_importance_sampling(steps, self.chains, self.leapfrog, self.start)
-            )
+            start: dict[str, Any] = {"start": self.start, "proposal": refined() if self.start == "guide" else None}
+            last = annealed_importance_sampling(self.steps or 30, self.chains, self.leapfrog, **start)
+            return router(particles, annealing=last)
         resample = self.estimator == "smc"
         steps = self.steps or 1000
-        return annealed_importance_sampling(steps, self.chains, self.leapfrog, self.start, resample=resample)
+        how: dict[str, Any] = {"start": self.start, "resample": resample, "proposal": proposal}
+        return annealed_importance_sampling(steps, self.chains, self.leapfrog, **how)
 
     def _proposal(self, model: nn.Module, valid: "Batch", seed: int, device: str | None) -> Proposal | None:
         if self.proposal == "overdispersed":

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_vae import traces
 from pyro_vae.estimators.estimate import Estimate
-from pyro_vae.estimators.importance import BLOCK_ROWS, ImportanceSampling
+from pyro_vae.estimators.importance import ImportanceSampling
+from pyro_vae.estimators.streaming import BLOCK_ROWS
 from pyro_vae.latents import Latents
 from pyro_vae.traces import Pair
 

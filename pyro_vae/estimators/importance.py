@@ -12,7 +12,6 @@ from torch import Tensor
 from pyro_vae import diagnostics, traces
 from pyro_vae.estimators.estimate import ARRAYS, Estimate
 from pyro_vae.estimators.proposals import Proposal, with_proposal
-from pyro_vae.estimators.streaming import BLOCK_ROWS as BLOCK_ROWS
 from pyro_vae.estimators.streaming import Accumulator, Blocks
 from pyro_vae.traces import Pair
 

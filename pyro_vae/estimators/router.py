@@ -91,7 +91,7 @@ def _bad(estimates: list[Estimate], stage: np.ndarray) -> np.ndarray:
 def router(
     num_particles: int = 1000,
     *,
-    refined_particles: int = 5000,
+    refined_particles: int = 1000,
     annealing: AnnealedImportanceSampling | None = None,
     proposal: Proposal | None = None,
 ) -> Router:
@@ -104,7 +104,7 @@ def router(
     Args:
         num_particles: K of the first stage.
         refined_particles: K of the second.
-        annealing: the third stage; 100 steps from the guide by default.
+        annealing: the third stage; 30 steps from the refined proposal by default.
         proposal: of the second stage; `refined()` by default.
 
     Returns:
@@ -119,5 +119,5 @@ def router(
     return Router(
         importance_sampling(num_particles),
         importance_sampling(refined_particles, proposal=proposal or refined()),
-        annealing or annealed_importance_sampling(num_steps=100),
+        annealing or annealed_importance_sampling(num_steps=30, proposal=proposal or refined()),
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae import traces
 from pyro_vae.estimators.ais import AnnealedImportanceSampling, Annealer, annealed_importance_sampling, check_chains
 from pyro_vae.estimators.estimate import Certificate, Estimate, Estimator
+from pyro_vae.estimators.proposals import Proposal
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
@@ -50,7 +51,7 @@ class Sandwich:
 
     def _upper(self, pair: Pair, simulated: tuple[Tensor, ...], drawn: traces.Values, seed: int) -> np.ndarray:
         """Upper bounds on log p of the simulated data, from their own latents; shape (num_simulated,), nats."""
-        annealer = Annealer(self.annealing, pair, simulated)
+        annealer = Annealer(self.annealing, pair, simulated, derived_seed(seed, BACKWARD))
         posterior = annealer.latents.pack_one(drawn, len(simulated[0]))
         parts = []
         for start, stop in annealer.blocks():
@@ -68,6 +69,7 @@ def sandwich(
     num_chains: int = 16,
     num_leapfrog: int = 10,
     start: str = "guide",
+    proposal: Proposal | None = None,
     num_simulated: int = 100,
     tolerance: float = 0.5,
 ) -> Sandwich:
@@ -88,6 +90,7 @@ def sandwich(
         num_chains: its chains.
         num_leapfrog: its leapfrog steps.
         start: where it starts from, "guide" or "prior".
+        proposal: what stands in for the guide there, such as `refined()`.
         num_simulated: data drawn from the model; a model given a context takes those of the data in turn.
         tolerance: largest gap for which the certificate is granted, nats.
 
@@ -104,7 +107,7 @@ def sandwich(
         raise ValueError(f"num_simulated must be a whole number of at least 2, got {num_simulated!r}")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    annealing = annealed_importance_sampling(num_steps, num_chains, num_leapfrog, start)
+    annealing = annealed_importance_sampling(num_steps, num_chains, num_leapfrog, start, proposal=proposal)
     return Sandwich(estimator or annealing, annealing, num_simulated, tolerance)
 
 

@@ -10,7 +10,7 @@ from pyro_vae.study import FIT_LARGE, NET_LARGE
 from verification import Row
 
 ITEM = "4 MNIST VAE"
-STEPS = 200  # of annealing from the guide
+STEPS = 100  # of annealing from the guide
 
 
 def open_or_fit(out: Path, root: str | None) -> runs.Run:
@@ -26,6 +26,7 @@ def rows(run: runs.Run, num_data: int = 1000) -> Iterator[Row]:
     annealing = pv.annealed_importance_sampling(STEPS)
     estimators = {
         "IS-5000": pv.importance_sampling(5000),
+        "IS-1000, refined proposal": pv.importance_sampling(1000, proposal=pv.refined()),
         "multilevel-500, the guide as proposal": pv.multilevel(500),
         "multilevel-500, refined proposal": pv.multilevel(500, proposal=pv.refined()),
         f"AIS T = {STEPS} from the guide, with BDMC": pv.sandwich(annealing, num_steps=STEPS, num_simulated=100),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
-from pyro_vae.estimators import importance
+from pyro_vae.estimators import streaming
 from pyro_vae.randomness import own_randomness
 from verification import Row
 
@@ -19,12 +19,12 @@ Score = Callable[[pv.Batch], pv.LogLikelihood]
 @contextmanager
 def block_rows(rows: int) -> Iterator[None]:
     """Blocks of another size; everything else as it is."""
-    before = dict(importance.BLOCK_ROWS)
-    importance.BLOCK_ROWS["cpu"] = rows
+    before = dict(streaming.BLOCK_ROWS)
+    streaming.BLOCK_ROWS["cpu"] = rows
     try:
         yield
     finally:
-        importance.BLOCK_ROWS.update(before)
+        streaming.BLOCK_ROWS.update(before)
 
 
 @contextmanager
