@@ -15,7 +15,7 @@ INSTALL := -c requirements.txt -e '.[test]'
 install: $(STAMP)
 
 compare: $(STAMP)
-	$(BIN)/pyro-vae compare --data digits --out runs/digits --resume
+	$(BIN)/pyro-vae compare --data digits --estimator multilevel --proposal refined --out runs/digits --resume
 
 verify: $(STAMP)
 	$(BIN)/python tests/verify.py --root $(ROOT) --run $(RUN) --out docs/verification.md
