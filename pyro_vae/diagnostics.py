@@ -8,6 +8,7 @@ from torch import Tensor
 
 KHAT_LIMIT = 0.7  # above it, the variance of the weights is no guide to the error (Vehtari et al. 2015, 1507.02646)
 KHAT_SE = 2.0  # standard errors of k-hat that a single datum's flag adds to it
+SPAN = 1e-3  # nats from the threshold to the largest weight, below which a tail is none
 RATIO_LIMIT = 0.8  # of the gains of two doublings: above it what is left cannot be told from them
 
 
@@ -39,8 +40,8 @@ def pareto_khat(largest: Tensor) -> Tensor:
             the threshold.
 
     Returns:
-        k-hat, shape (n,); -inf where the largest weights are all equal, inf where they are too far apart to tell, NaN
-        where more than a quarter of them tie with the threshold, as they may with discrete latents.
+        k-hat, shape (n,); -inf where the largest weights are equal to 1e-3 nats, inf where they are too far apart to
+        tell, NaN where more than a quarter of them tie with the threshold, as they may with discrete latents.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2015, arXiv:1507.02646; the
     fit is by Zhang and Stephens, "A new and efficient estimation method for the generalized Pareto distribution", 2009.
@@ -51,7 +52,7 @@ def pareto_khat(largest: Tensor) -> Tensor:
     ties = ordered[1 + int(len(excess) / 4 + 0.5) - 1] == ordered[0]
     khat = torch.where(khat.isnan(), torch.where(ties, math.nan, math.inf), khat)
     # A tail that spans so little cannot move the mean, and near rounding no shape can be had.
-    return torch.where(ordered[-1] - ordered[0] < 1e-6, -math.inf, khat)
+    return torch.where(ordered[-1] - ordered[0] < SPAN, -math.inf, khat)
 
 
 def _fit_shape(excess: Tensor) -> Tensor:
