@@ -5,16 +5,21 @@ python tests/verify.py --root data --run runs/mnist/vae --out docs/verification.
 """
 
 import argparse
+import multiprocessing
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
 from verification import Row, annealing, coverage, mnist_vae, pairs, reproducibility, two_modes  # noqa: E402
+
+from pyro_vae.study import num_cores  # noqa: E402
 
 SEED = 0
 HEAD = """# Verification
@@ -31,14 +36,36 @@ weights are too heavy must be flagged; one that is flagged or warned of makes no
 """
 
 
-def every_row(small: bool, root: str | None, run: Path | None) -> Iterator[Row]:
-    yield from coverage.rows(small)
-    yield from two_modes.rows(small)
-    yield from annealing.rows(small, root)
+def tasks(small: bool, root: str | None, run: Path) -> dict[str, Callable[[], Iterator[Row]]]:
+    """What is measured, by name, in the order of the table; each on its own."""
+    found = {
+        f"coverage {name}": partial(coverage.rows, small, name)
+        for name in (coverage.SMALL if small else coverage.CASES)
+    }
+    found["two modes"] = partial(two_modes.rows, small)
+    found |= {
+        "ppca": partial(annealing.ppca, small),
+        "brackets": partial(annealing.brackets, small),
+        "rbm": partial(annealing.rbm, small, root),
+    }
     if not small:
-        yield from mnist_vae.rows(mnist_vae.open_or_fit(run, root))
-    yield from pairs.rows(small)
-    yield from reproducibility.rows(small)
+        found["mnist"] = partial(mnist_vae.rows, run, root)
+    found |= {f"pairs {name}": partial(pairs.rows, small, name) for name in pairs.PARTS}
+    found["reproducibility"] = partial(reproducibility.rows, small)
+    return found
+
+
+LONGEST = ("mnist", "two modes", "brackets", "pairs six")  # are begun first
+
+
+def measure(name: str, small: bool, root: str | None, run: Path) -> list[Row]:
+    """The rows of one task, on one thread, in whatever process this is."""
+    torch.set_num_threads(1)
+    return list(tasks(small, root, run)[name]())
+
+
+def line(row: Row) -> str:
+    return f"| {'holds' if row.holds else '**fails**'} | {row.item} | {row.case} | {row.seen} | {row.asked} |"
 
 
 def main() -> int:
@@ -46,16 +73,23 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="fewer repeats, digits for MNIST")
     parser.add_argument("--root", default="data", help="where torchvision's MNIST lies")
     parser.add_argument("--run", type=Path, default=Path("runs/mnist/vae"), help="the VAE; fitted if it is not there")
+    parser.add_argument("--jobs", type=int, default=num_cores(), help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=None, help="Markdown file to write")
     arguments = parser.parse_args()
-    started, lines, failed = time.perf_counter(), [], 0
-    for row in every_row(arguments.small, arguments.root, arguments.run):
-        mark = "holds" if row.holds else "**fails**"
-        failed += not row.holds
-        lines.append(f"| {mark} | {row.item} | {row.case} | {row.seen} | {row.asked} |")
-        print(lines[-1], flush=True)
+    where = (arguments.small, arguments.root, arguments.run)
+    names, started = list(tasks(*where)), time.perf_counter()
+    found: dict[str, list[Row]] = {}
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        order = sorted(names, key=lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST))
+        futures = {pool.submit(measure, name, *where): name for name in order}
+        for future in as_completed(futures):
+            found[futures[future]] = future.result()
+            for row in future.result():
+                print(line(row), flush=True)
+    rows = [row for name in names for row in found[name]]
+    lines, failed = [line(row) for row in rows], sum(not row.holds for row in rows)
     minutes = (time.perf_counter() - started) / 60
-    machine = f"{torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
+    machine = f"{arguments.jobs} processes of one thread, Python {platform.python_version()}, torch {torch.__version__}"
     if arguments.out is not None:
         head = HEAD.format(seed=SEED, machine=machine, minutes=minutes)
         arguments.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")

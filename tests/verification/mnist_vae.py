@@ -21,7 +21,8 @@ def open_or_fit(out: Path, root: str | None) -> runs.Run:
     return runs.open_run(out, root=root)
 
 
-def rows(run: runs.Run, num_data: int = 1000) -> Iterator[Row]:
+def rows(out: Path, root: str | None, num_data: int = 1000) -> Iterator[Row]:
+    run = open_or_fit(out, root)
     batch = run.data.test.subset(num_data, seed=0)
     annealing = pv.annealed_importance_sampling(STEPS)
     estimators = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,8 +88,12 @@ def false_claims(shifts: Sequence[int], repeats: int, num_data: int) -> Row:
     return Row(ITEM, case, seen, f"<= 0.05 (at most {high:.3f} by chance)", bool(np.mean(wrong) <= high))
 
 
-def rows(small: bool) -> Iterator[Row]:
-    repeats, num_data = (60, 100) if small else (400, 200)
-    yield coverage(repeats, num_data)
-    yield false_claims((0, 5), repeats, num_data)
-    yield false_claims(range(0, 12, 2), repeats, num_data)
+PARTS = {
+    "coverage": coverage,
+    "two": partial(false_claims, (0, 5)),
+    "six": partial(false_claims, range(0, 12, 2)),
+}
+
+
+def rows(small: bool, name: str) -> Iterator[Row]:
+    yield PARTS[name](*((25, 50) if small else (400, 200)))

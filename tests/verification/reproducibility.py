@@ -39,21 +39,23 @@ def threads(count: int) -> Iterator[None]:
 
 
 def estimators(small: bool) -> dict[str, object]:
-    return {
+    """Small annealing, since it is its random numbers that are looked at."""
+    chosen = {
         "IS-500": pv.importance_sampling(500),
         "multilevel-100": pv.multilevel(100),
         "AIS T = 20": pv.annealed_importance_sampling(20, 8, 5),
         "SMC T = 20": pv.annealed_importance_sampling(20, 8, 5, resample=True),
         "router": pv.router(200, refined_particles=200, annealing=pv.annealed_importance_sampling(20, 8, 5)),
     }
+    return {name: chosen[name] for name in ("multilevel-100", "AIS T = 20")} if small else chosen
 
 
 def rows(small: bool) -> Iterator[Row]:
     data = pv.load_data("digits", space="binary", seed=0)
     with own_randomness(0):
-        vae = pv.models.VAE(data.space, latent_dim=8, hidden_dims=(200, 200))
-    pv.fit(vae, data, num_epochs=5 if small else 30, learning_rate=3e-3, seed=0)
-    batch = data.test.subset(24 if small else 100, seed=0)
+        vae = pv.models.VAE(data.space, latent_dim=8, hidden_dims=(64, 64) if small else (200, 200))
+    pv.fit(vae, data, num_epochs=2 if small else 30, learning_rate=3e-3, seed=0)
+    batch = data.test.subset(12 if small else 100, seed=0)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(1))
     shuffled = pv.Batch(batch.obs[order], space=batch.space)
     for name, estimator in estimators(small).items():
