@@ -95,7 +95,7 @@ _choice = _stacked(
         default="guide",
         help="In place of the guide: for is, multilevel and annealing.",
     ),
-    click.option("--overdispersion", default="1.5", help="Factor on the guide's variance, or 'tuned' (validation)."),
+    click.option("--overdispersion", default=None, help="Factor on the guide's variance (1.5), or 'tuned'."),
     click.option(
         "--steps",
         type=click.IntRange(1),
@@ -103,11 +103,11 @@ _choice = _stacked(
         show_default=False,
         help="Of annealing; 1000 for ais, smc and --certify, 30 for router if not given.",
     ),
-    click.option("--chains", type=click.IntRange(1), default=16, help="Of annealing, per datum."),
-    click.option("--leapfrog", type=click.IntRange(1), default=10, help="Steps of each move of annealing."),
-    click.option("--start", type=click.Choice(["guide", "prior"]), default="guide", help="Of annealing."),
+    click.option("--chains", type=click.IntRange(1), default=None, help="Of annealing, per datum; 16 if not given."),
+    click.option("--leapfrog", type=click.IntRange(1), default=None, help="Steps of each move of annealing (10)."),
+    click.option("--start", type=click.Choice(["guide", "prior"]), default=None, help="Of annealing (guide)."),
     click.option("--certify", is_flag=True, help="Check the estimator from both sides on simulated data."),
-    click.option("--simulated", type=click.IntRange(2), default=100, help="How many, with --certify."),
+    click.option("--simulated", type=click.IntRange(2), default=None, help="How many, with --certify (100)."),
 )
 _num_data = click.option(
     "--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data."
@@ -280,9 +280,10 @@ def bounds_command(
     quiet: bool,
     **how: Any,
 ) -> None:
-    """Runs side by side from the ELBO up: a better p(x), or a tighter q? The best estimate by --estimator."""
+    """Runs side by side from the ELBO up: a better p(x), or a tighter q? Best is annealed, or by --estimator."""
     from pyro_vae import plot_bounds, runs
     from pyro_vae.bounds import compare_bounds
+    from pyro_vae.estimators.choice import TUNED, Choice
 
     choice, device = _take_choice(how), _prepare(how)
     opened = {path.name: runs.open_run(path, data=data, root=root) for path in run_paths}
@@ -293,7 +294,9 @@ def bounds_command(
         if run.data.test.digest != first.data.test.digest:
             raise ValueError(f"{name} was fitted for other test data than {next(iter(opened))}: their SHA-256 differ")
     batch = first.data.test if num_data is None else first.data.test.subset(num_data, seed)
-    best = choice.build(first.model, first.data.valid, seed=seed, device=device)
+    if choice.overdispersion == TUNED:
+        raise click.BadParameter("a factor tuned for one run is not that of the others", param_hint="--overdispersion")
+    best = None if choice == Choice() else choice.build(first.model, first.data.valid, seed=seed, device=device)
     found = compare_bounds(
         {name: run.model for name, run in opened.items()},
         batch,
@@ -385,7 +388,7 @@ def _take_choice(options: dict[str, Any]) -> "Choice":
 
     settings = {name: options.pop(name) for name in (*CHOICE, *ANNEALING)}
     factor = settings["overdispersion"]
-    if factor != TUNED:
+    if factor not in (None, TUNED):
         try:
             settings["overdispersion"] = float(factor)
         except ValueError as error:

@@ -181,6 +181,8 @@ def _is_done(job: Job) -> bool:
         or len(result) != (job.num_data or len(result))
     ):
         return False  # `evaluate` left the figures of another seed or of a subset
+    if not (job.out / "evaluation.json").is_file():
+        return False
     summary = json.loads((job.out / "evaluation.json").read_text(encoding="utf-8"))
     return result.direction == "exact" or summary.get("choice") == job.choice.to_dict()
 
@@ -190,6 +192,7 @@ def save_evaluation(
 ) -> list[Path]:
     """Per-image figures as npz and CSV, the summary and the choice as JSON; the marginal, if any, beside them."""
     paths = [out / f"{name}.npz", out / f"{name}.csv", out / f"{name}.json"]
+    paths[2].unlink(missing_ok=True)  # a run killed here must not leave new figures under old settings
     result.save(paths[0])
     result.to_csv(paths[1])
     summary = result.summary() | ({} if choice is None else {"choice": choice.to_dict()})

@@ -11,6 +11,7 @@ from pyro_vae.rows import Row
 
 SYMBOLS = {"exact": "=", "lower": "≥", "upper": "≤", "unbiased": "~", "unknown": "?"}
 LEGEND = "= exact   ≥ at least this (lower bound)   ≤ at most this (upper bound)   ~ unbiased   ? side unknown"
+INTERVAL = "interval: for the population mean, with its bias bound, each row alone; ? not to be trusted, see the notes"
 WIDTH = 120  # of sentences; tables are as wide as they need to be
 SHORT = {"annealed_importance_sampling": "AIS", "importance_sampling": "IS", "sequential_monte_carlo": "SMC"}
 
@@ -33,7 +34,7 @@ def _row_cells(row: Row, several: bool) -> list[str]:
         row.model,
         f"{name} K={result.num_particles}" if result.num_particles else name,
         _number(row.mean, 2, symbol=SYMBOLS[row.direction]),
-        _range(row.interval.low, row.interval.high, 2),
+        _range(row.interval.low, row.interval.high, 2) + ("?" if row.warning else ""),
         _number(row.mc_se, 3),
         _number(row.test_se, 3),
         _number(row.bits_per_dim, 3, symbol=SYMBOLS[row.bits_direction]),
@@ -57,7 +58,12 @@ def _abbreviations(rows: Sequence[Row]) -> str:
         if any(short in _short(r.result.estimator).split("_") for r in rows)
     }
     words = [f"{short} {name.replace('_', ' ')}" for short, name in used.items()]
-    return "   ".join([*words, "interval: for the mean of the population, bias bound included, each row on its own"])
+    return "   ".join(
+        [
+            *words,
+            INTERVAL,
+        ]
+    )
 
 
 def pairs_table(pairs: Sequence[Pair], title: str) -> str:

@@ -8,11 +8,12 @@ import torch
 from test_cli import FEW_EPOCHS, call, tiny, trained, vae_run  # noqa: F401
 
 import pyro_vae as pv
-from pyro_vae.estimators.choice import ESTIMATORS, PARTICLES, Choice
+from pyro_vae.estimators.choice import ANNEALED, ESTIMATORS, PARTICLES, Choice
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import open_run
 
-FAST = ("--steps", "4", "--chains", "4", "--leapfrog", "2", "--num-data", "6", "--quiet")
+FEW = ("--num-data", "6", "--quiet")
+FAST = ("--steps", "4", "--chains", "4", "--leapfrog", "2", *FEW)
 NAMES = {
     "is": "importance_sampling",
     "multilevel": "multilevel",
@@ -46,7 +47,8 @@ def test_every_name_builds_what_the_function_of_that_name_does(name, vae, batch)
         "smc": pv.annealed_importance_sampling(7, 3, 2, "prior", resample=True),
         "router": pv.router(40, annealing=annealed),
     }[name]
-    choice = Choice(name, particles=40, steps=7, chains=3, leapfrog=2, start="prior")
+    annealing = {"steps": 7, "chains": 3, "leapfrog": 2, "start": "prior"} if name in ANNEALED else {}
+    choice = Choice(name, particles=40 if name in PARTICLES else None, **annealing)
     assert choice.build(vae, batch) == expected
     assert choice == Choice(**json.loads(json.dumps(choice.to_dict())))
 
@@ -78,6 +80,10 @@ def test_proposals_by_name_and_a_tuned_factor(vae, batch):
             "a proposal goes with is, .*; 'router' has none",
         ),
         ({"estimator": "ais", "start": "middle"}, "start must be 'guide' or 'prior', got 'middle'"),
+        ({"estimator": "ais", "particles": 9}, "particles is for estimators is, .*, and would be ignored by 'ais'"),
+        ({"steps": 9}, "steps is for ais, smc, router and certify, and would be ignored by 'is'"),
+        ({"overdispersion": 2.0}, "overdispersion is for the proposal overdispersed, and would be ignored by 'is'"),
+        ({"simulated": 9}, "simulated is for certify, and would be ignored by 'is'"),
         ({"estimator": "exact", "certify": True}, "an exact log-likelihood needs no certificate"),
     ],
 )
@@ -89,7 +95,8 @@ def test_what_does_not_go_together_is_refused(settings, message):
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluate_by_every_estimator(name, vae_run, tmp_path):  # noqa: F811
     particles = ("--particles", "40") if name in PARTICLES else ()
-    call("evaluate", vae_run, "--estimator", name, *particles, *FAST, "--out", tmp_path)
+    how = FAST if name in ANNEALED else FEW
+    call("evaluate", vae_run, "--estimator", name, *particles, *how, "--out", tmp_path)
     found = pv.LogLikelihood.load(tmp_path / "evaluation.npz")
     assert found.estimator == NAMES[name]
     assert len(found) == 6
@@ -126,7 +133,9 @@ def test_a_tuned_factor_comes_from_the_validation_data(vae_run, tmp_path):  # no
     factor = pv.tune_overdispersion(run.model, run.data.valid)
     found = pv.LogLikelihood.load(tmp_path / "evaluation.npz")
     assert any(f"overdispersed({factor:g})" in note for note in found.notes)
-    text = call("evaluate", vae_run, "--overdispersion", "much", "--out", tmp_path, code=2)
+    text = call(
+        "evaluate", vae_run, "--proposal", "overdispersed", "--overdispersion", "much", "--out", tmp_path, code=2
+    )
     assert "expected a number or 'tuned', got 'much'" in " ".join(text.split())
 
 

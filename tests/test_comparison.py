@@ -243,7 +243,7 @@ def test_table_shows_direction_errors_and_warnings() -> None:
     assert head.split()[:2] == ["model", "estimator"]
     assert head.count("95% interval") == 1
     half = T95_3 * math.sqrt(5 / 3 / 4)
-    interval = [f"[{-2.5 - half:.2f},", f"{-2.5 + 0.25 + half:.2f}]"]
+    interval = [f"[{-2.5 - half:.2f},", f"{-2.5 + 0.25 + half:.2f}]?"]
     cells = ["vae", "IS", "K=50", "≥", "-2.50", *interval, "0.100", "0.645", "≤", "0.902", "25.0%", "7.2", "2.5"]
     assert vae.split() == cells
     assert gmm.split()[:4] == ["gmm", "exact", "=", "-3.62"]

@@ -45,6 +45,7 @@ def tasks(small: bool, root: str | None, run: Path) -> dict[str, Callable[[], It
     found["two modes"] = partial(two_modes.rows, small)
     found |= {
         "ppca": partial(annealing.ppca, small),
+        "intervals of annealing": partial(annealing.intervals, small),
         "brackets": partial(annealing.brackets, small),
         "rbm": partial(annealing.rbm, small, root),
     }
@@ -55,7 +56,7 @@ def tasks(small: bool, root: str | None, run: Path) -> dict[str, Callable[[], It
     return found
 
 
-LONGEST = ("mnist", "two modes", "brackets", "pairs six")  # are begun first
+LONGEST = ("mnist", "two modes", "brackets", "intervals of annealing", "pairs six")  # are begun first
 
 
 def measure(name: str, small: bool, root: str | None, run: Path) -> list[Row]:

@@ -77,7 +77,8 @@ def anneal(
         tick: called with 1 after every step.
 
     Returns:
-        Log weights, the log of their mean, its variance and the effective number of chains at the end. The variance is
+        Log weights, the log of their mean, its variance and the effective number of chains that this variance amounts
+        to: without resampling (Σ w)²/Σ w², with resampling that of the chains of the start. The variance is
         the delta method's, (1/ESS - 1/C) C/(C-1); with resampling that of Lee and Whiteley, which is the same where no
         resampling happened.
 
@@ -89,7 +90,9 @@ def anneal(
     genealogy = None
     log_weights = torch.zeros(())
     for before, after in itertools.pairwise(steps):
-        log_weights = log_weights + sequence.log_density(state, after) - sequence.log_density(state, before)
+        now = sequence.log_density(state, before)
+        gain = sequence.log_density(state, after) - now
+        log_weights = log_weights + torch.where(now == -math.inf, 0.0, gain)  # a weight of zero stays one
         if genealogy is None:
             genealogy = _Genealogy(log_weights)
         if resample and after != steps[-1]:
@@ -140,8 +143,8 @@ class _Genealogy:
             variance = (1 - (count / (count - 1)) ** (self.rounds + 1) * (1 - same)).clamp(min=0)
         else:
             variance = torch.full_like(same, math.inf)
-        ess = diagnostics.effective_sample_size(log_weights)
-        return Weights(log_weights, log_weights.logsumexp(0) - math.log(count), variance, ess)
+        effective = 1 / (variance * (count - 1) / count + 1 / count) if count > 1 else torch.ones_like(same)
+        return Weights(log_weights, log_weights.logsumexp(0) - math.log(count), variance, effective)
 
 
 @dataclass(frozen=True)

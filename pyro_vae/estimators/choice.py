@@ -22,36 +22,39 @@ ESTIMATORS = ("exact", "is", "is-jackknife", "multilevel", "ais", "smc", "router
 PROPOSALS = ("guide", "overdispersed", "defensive", "refined")
 PARTICLES = {"is": 5000, "is-jackknife": 5000, "multilevel": 500, "router": 1000}
 WITH_PROPOSAL = ("is", "is-jackknife", "multilevel", "ais", "smc")
-TUNED = "tuned"
+ANNEALED = ("ais", "smc", "router")
+TUNED, DEFAULT_FACTOR = "tuned", 1.5
 
 
 @dataclass(frozen=True)
 class Choice:
     """Which estimator, with which settings.
 
+    What is None takes its default when the estimator is built; a setting that the estimator would ignore is refused.
+
     Attributes:
         estimator: one of `ESTIMATORS`; a model without latent sites is scored exactly whatever stands here.
         particles: K of importance sampling, of the first level or of the first stage; by the estimator if None.
         proposal: one of `PROPOSALS`, for importance sampling, multilevel, and annealing from the guide.
-        overdispersion: factor on the guide's variance, or "tuned" for one that is chosen on validation data.
+        overdispersion: factor on the guide's variance, 1.5 by default, or "tuned" on validation data.
         steps: T of annealing; by default 1000, and 30 for the router's last stage.
-        chains: of annealing.
-        leapfrog: steps of each move of annealing.
-        start: of annealing, "guide" or "prior".
+        chains: of annealing; 16 by default.
+        leapfrog: steps of each move of annealing; 10 by default.
+        start: of annealing, "guide" (the default) or "prior".
         certify: whether to check the estimator from both sides on simulated data.
-        simulated: how many data are simulated for that.
+        simulated: how many data are simulated for that; 100 by default.
     """
 
     estimator: str = "is"
     particles: int | None = None
     proposal: str = "guide"
-    overdispersion: float | str = 1.5
+    overdispersion: float | str | None = None
     steps: int | None = None
-    chains: int = 16
-    leapfrog: int = 10
-    start: str = "guide"
+    chains: int | None = None
+    leapfrog: int | None = None
+    start: str | None = None
     certify: bool = False
-    simulated: int = 100
+    simulated: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("estimator", ESTIMATORS), ("proposal", PROPOSALS)):
@@ -61,6 +64,19 @@ class Choice:
             raise ValueError(f"a proposal goes with {', '.join(WITH_PROPOSAL)}; {self.estimator!r} has none")
         if self.estimator == "exact" and self.certify:
             raise ValueError("an exact log-likelihood needs no certificate")
+        annealed = self.certify or self.estimator in ANNEALED
+        applies = {
+            "particles": (self.estimator in PARTICLES, f"estimators {', '.join(PARTICLES)}"),
+            "overdispersion": (self.proposal == "overdispersed", "the proposal overdispersed"),
+            **{
+                name: (annealed, f"{', '.join(ANNEALED)} and certify")
+                for name in ("steps", "chains", "leapfrog", "start")
+            },
+            "simulated": (self.certify, "certify"),
+        }
+        for name, (needed, what) in applies.items():
+            if getattr(self, name) is not None and not needed:
+                raise ValueError(f"{name} is for {what}, and would be ignored by {self.estimator!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, for JSON."""
@@ -75,11 +91,9 @@ class Choice:
         return sandwich(
             estimator,
             num_steps=self.steps or 1000,
-            num_chains=self.chains,
-            num_leapfrog=self.leapfrog,
-            start=self.start,
-            proposal=proposal if self.start == "guide" else None,
-            num_simulated=self.simulated,
+            **self._chains(),
+            proposal=proposal if self._chains()["start"] == "guide" else None,
+            num_simulated=self.simulated or 100,
         )
 
     def _plain(self, proposal: Proposal | None) -> Estimator:
@@ -91,19 +105,28 @@ class Choice:
                 return multilevel(particles, proposal=proposal)
             return importance_sampling(particles, jackknife=self.estimator == "is-jackknife", proposal=proposal)
         if self.estimator == "router":
-            start: dict[str, Any] = {"start": self.start, "proposal": refined() if self.start == "guide" else None}
-            last = annealed_importance_sampling(self.steps or 30, self.chains, self.leapfrog, **start)
+            chains = self._chains()
+            last = annealed_importance_sampling(
+                self.steps or 30, **chains, proposal=refined() if chains["start"] == "guide" else None
+            )
             return router(particles, annealing=last)
-        resample = self.estimator == "smc"
-        steps = self.steps or 1000
-        how: dict[str, Any] = {"start": self.start, "resample": resample, "proposal": proposal}
-        return annealed_importance_sampling(steps, self.chains, self.leapfrog, **how)
+        return annealed_importance_sampling(
+            self.steps or 1000, **self._chains(), resample=self.estimator == "smc", proposal=proposal
+        )
+
+    def _chains(self) -> dict[str, Any]:
+        """How annealing is done, but for its steps."""
+        return {
+            "num_chains": self.chains or 16,
+            "num_leapfrog": self.leapfrog or 10,
+            "start": "guide" if self.start is None else self.start,
+        }
 
     def _proposal(self, model: nn.Module, valid: "Batch", seed: int, device: str | None) -> Proposal | None:
         if self.proposal == "overdispersed":
-            factor = self.overdispersion
+            factor = DEFAULT_FACTOR if self.overdispersion is None else self.overdispersion
             if factor == TUNED:
-                factor = tune_overdispersion(model, valid, seed=seed)
+                factor = tune_overdispersion(model, valid, seed=seed, device=device)
             return overdispersed(float(factor))
         if self.proposal == "defensive":
             return defensive()

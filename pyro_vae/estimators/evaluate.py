@@ -231,7 +231,11 @@ def _marginal(
     own_label = context.argmax(-1).cpu()
     plain = replace(estimator, jackknife=False) if isinstance(estimator, ImportanceSampling) else importance_sampling()
     if own.direction == "unbiased":
-        own = replace(plain, proposal=getattr(estimator, "proposal", None))(pair, args, seed, lambda num: None)
+        inner = getattr(estimator, "estimator", estimator)  # what a certificate was asked for
+        own = replace(plain, proposal=getattr(inner, "proposal", None))(pair, args, seed, lambda num: None)
+        own = replace(
+            own, notes=(f"scored by importance sampling, as {type(inner).__name__} cannot be summed", *own.notes)
+        )
     share = max(2, plain.num_particles // max(1, num_others))
     others = estimator if own.direction == "exact" else replace(plain, num_particles=share, proposal=None)
     estimates, log_priors = [own], [log_prior[own_label]]
@@ -253,8 +257,9 @@ def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estim
     variance = (share**2 * np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)).sum(0)
     khats = [e.khat for e in estimates if e.khat is not None]
     khat = np.where(share > LABEL_SHARE, np.stack(khats), -np.inf).max(0) if len(khats) == len(estimates) else None
-    bad = (np.stack([flags(e) for e in estimates]) & (share > LABEL_SHARE)).any(0)
-    exact = estimates[0].direction == "exact"
+    bad = None
+    if khat is None and estimates[0].direction != "exact":
+        bad = (np.stack([flags(e) for e in estimates]) & (share > LABEL_SHARE)).any(0)
     return replace(
         estimates[0],
         log_prob=log_prob,
@@ -262,10 +267,10 @@ def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estim
         num_particles=sum(e.num_particles for e in estimates),
         ess=None,
         khat=khat,
-        khat_particles=None,
+        khat_particles=estimates[0].khat_particles or estimates[0].num_particles,
         elbo=None,
         spread=None,
-        bad=None if exact else bad,
+        bad=bad,
         bias_bound=_marginal_bias(estimates, share),
         doubling_bias=None,
         doubling_ratio=None,
@@ -275,8 +280,12 @@ def _sum_over_labels(estimates: list[Estimate], log_priors: np.ndarray) -> Estim
 
 
 def _marginal_bias(estimates: list[Estimate], share: np.ndarray) -> float | None:
-    """Half the mean variance of log p(x), the leading bias of the logarithm; None where an estimate has no bound."""
+    """Half the mean variance of log p(x), or the bounds of the labels by their shares if that is more.
+
+    None where a label's estimate has no bound.
+    """
     if any(e.bias_bound is None for e in estimates):
         return None
     variances = np.where(share > 0, np.stack([e.variance for e in estimates]), 0.0)
-    return float((share**2 * variances).sum(0).mean() / 2)
+    own = sum(float(weight) * (e.bias_bound or 0.0) for weight, e in zip(share.mean(1), estimates, strict=True))
+    return max(float((share**2 * variances).sum(0).mean() / 2), own)

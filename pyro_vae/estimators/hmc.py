@@ -30,7 +30,9 @@ class Position:
 
     def log_density(self, beta: Tensor) -> Tensor:
         """Log of r^(1-β) f^β, shape (num_chains, n)."""
-        return torch.lerp(self.log_base, self.log_target, beta)
+        if beta == 0:
+            return self.log_base  # 0 times log 0 is none of its business
+        return (1 - beta) * self.log_base + beta * self.log_target if beta < 1 else self.log_target
 
     def gradient(self, beta: Tensor) -> Tensor:
         return torch.lerp(self.grad_base, self.grad_target, beta.to(self.grad_base.dtype))

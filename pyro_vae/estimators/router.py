@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae import diagnostics
 from pyro_vae.estimators.ais import AnnealedImportanceSampling, annealed_importance_sampling
-from pyro_vae.estimators.estimate import Estimate, Estimator, flags, pooled
+from pyro_vae.estimators.estimate import Estimate, Estimator, flags
 from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
 from pyro_vae.estimators.proposals import Proposal, refined
 from pyro_vae.randomness import derived_seed
@@ -19,7 +19,8 @@ from pyro_vae.traces import Pair
 MIN_ESS = 100.0
 MIN_PARTICLES = 25  # fewer give no k-hat
 STAGES = ("importance sampling", "refined", "annealed")
-ARRAYS = ("log_prob", "variance", "ess", "spread")
+ARRAYS = ("log_prob", "variance", "ess", "khat", "spread")
+PILOT, FRESH = 41, 42  # streams of the seed
 
 
 @dataclass(frozen=True)
@@ -38,54 +39,55 @@ class Router:
     def __call__(self, pair: Pair, args: tuple[Tensor, ...], seed: int, progress: Callable[[int], object]) -> Estimate:
         num_data = len(args[0])
         stage = np.zeros(num_data, dtype=int)
-        estimates = [self.first(pair, args, seed, lambda num: None)]
-        figures: dict[str, Any] = {name: getattr(estimates[0], name).copy() for name in ARRAYS}
-        open_ = np.flatnonzero(is_hard(estimates[0]))
-        progress(num_data - len(open_))
-        stages: tuple[Estimator, ...] = (self.second, self.third)
-        for index, estimator in enumerate(stages, start=1):
-            if len(open_) == 0:
+        figures: dict[str, Any] = {name: np.full(num_data, np.nan) for name in ARRAYS}
+        notes = [f"K = {self.first.num_particles}, {self.second.num_particles} refined"]
+        left = np.arange(num_data)
+        stages: tuple[Estimator, ...] = (self.first, self.second, self.third)
+        for index, estimator in enumerate(stages):
+            last = index == len(stages) - 1
+            here = left
+            if not last:
+                pilot = estimator(pair, _rows(args, left), derived_seed(seed, PILOT, index), lambda num: None)
+                hard = is_hard(pilot)
+                here, left = left[~hard], left[hard]
+            if len(here):
+                fresh = estimator(pair, _rows(args, here), derived_seed(seed, FRESH, index), lambda num: None)
+                for name in ARRAYS:
+                    figures[name][here] = _khat(fresh) if name == "khat" else getattr(fresh, name)
+                stage[here] = index
+                notes += [f"{STAGES[index]}: {note}" for note in fresh.notes]
+            progress(len(here))
+            if last or len(left) == 0:
                 break
-            chosen = torch.from_numpy(open_).to(args[0].device)
-            estimate = estimator(pair, tuple(arg[chosen] for arg in args), derived_seed(seed, index), lambda num: None)
-            estimates.append(estimate)
-            for name in ARRAYS:
-                figures[name][open_] = getattr(estimate, name)
-            stage[open_] = index
-            left = open_[is_hard(estimate)] if index == 1 else open_[:0]
-            progress(len(open_) - len(left))
-            open_ = left
-        return self._estimate(estimates, figures, stage)
+        return self._estimate(figures, stage, tuple(notes))
 
-    def _estimate(self, estimates: list[Estimate], figures: dict[str, Any], stage: np.ndarray) -> Estimate:
-        shares = {name: float(np.mean(stage == index)) for index, name in enumerate(STAGES)}
-        spent = [f"{name}: {note}" for name, e in zip(STAGES, estimates, strict=False) for note in e.notes]
+    def _estimate(self, figures: dict[str, Any], stage: np.ndarray, notes: tuple[str, ...]) -> Estimate:
         return Estimate(
             **figures,
             direction="lower",
             estimator="router",
             num_particles=self.num_particles,
-            bad=_bad(estimates, stage),
+            khat_particles=min(self.first.num_particles, self.second.num_particles),
             bias_bound=float(np.mean(figures["variance"])) / 2,
-            shares=shares,
-            notes=(f"K = {self.first.num_particles}, {self.second.num_particles} refined", *spent),
+            shares={name: float(np.mean(stage == index)) for index, name in enumerate(STAGES)},
+            notes=notes,
         )
 
 
+def _rows(args: tuple[Tensor, ...], rows: np.ndarray) -> tuple[Tensor, ...]:
+    return tuple(arg[torch.from_numpy(rows).to(arg.device)] for arg in args)
+
+
 def is_hard(estimate: Estimate) -> np.ndarray:
-    """Whether each datum goes on to the next stage: k-hat above 0.7 or fewer than 100 effective particles."""
+    """Whether each datum goes on to the next stage: k-hat above its limit (at most 0.7), or ESS below 100."""
     if estimate.khat is None or estimate.ess is None:
         raise ValueError(f"{estimate.num_particles} particles are too few for a k-hat to route the data by")
-    return ~(estimate.khat <= diagnostics.KHAT_LIMIT) | ~(estimate.ess >= MIN_ESS)
+    return ~(estimate.khat <= diagnostics.khat_limit(estimate.num_particles)) | ~(estimate.ess >= MIN_ESS)
 
 
-def _bad(estimates: list[Estimate], stage: np.ndarray) -> np.ndarray:
-    """Whether the last estimate of each datum is not to be trusted, by the diagnostic of its own stage."""
-    bad = pooled(flags(estimates[0]))
-    for index, estimate in enumerate(estimates[1:], start=1):
-        reached = stage >= index
-        bad[reached] = pooled(flags(estimate))
-    return bad
+def _khat(estimate: Estimate) -> np.ndarray:
+    """k-hat; of annealed data, which have none, what its flag amounts to."""
+    return np.where(flags(estimate), np.inf, -np.inf) if estimate.khat is None else estimate.khat
 
 
 def router(
@@ -97,9 +99,11 @@ def router(
 ) -> Router:
     """Spend the effort where it is needed: every datum goes as far as its diagnostics send it.
 
-    Importance sampling with the guide on all data; where k-hat > 0.7 or ESS < 100, a proposal refined per datum, with
-    fresh samples; where that is still so, annealed importance sampling. Every stage bounds log p(x) from below in
-    expectation. `shares` of the result says which part of the data each stage answered for.
+    Importance sampling with the guide on all data; where k-hat is above its limit (0.7 at most) or ESS < 100, a
+    proposal refined per datum; where that is still so, annealed importance sampling. A pilot decides how far a datum
+    goes and fresh samples of that stage give its figure: to keep the samples that looked good would choose the
+    figures, too. Every stage bounds log p(x) from below in expectation. `shares` of the result says which part of the
+    data each stage answered for; where annealing did, k-hat stands for its flag (-inf: trusted, inf: not).
 
     Args:
         num_particles: K of the first stage.
