@@ -220,7 +220,9 @@ def _refuse_unlike(a: str, left: LogLikelihood, b: str, right: LogLikelihood) ->
 
 
 def _how(result: LogLikelihood) -> str:
-    return f"{result.estimator} with {result.num_particles} particles"
+    """The estimator with its settings, as far as the notes tell them; a rate of acceptance is no setting."""
+    settings = [note.partition(", acceptance")[0] for note in result.notes if " steps " in note or "proposal:" in note]
+    return "; ".join([f"{result.estimator} with {result.num_particles} particles", *settings])
 
 
 def _place(result: LogLikelihood) -> str:

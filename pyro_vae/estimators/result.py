@@ -184,7 +184,10 @@ class LogLikelihood:
         return Interval(self.mean - below - half, self.mean + above + half, level, self.warning)
 
     def datum_intervals(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Ends (n,) of an interval for each log p(x_n), log_prob ± z √variance, to be trusted where not `flagged`."""
+        """Ends (n,) of an interval for each log p(x_n), log_prob ± z √variance, to be trusted where not `flagged`.
+
+        Flags need many data to be sure: of a single datum that is not flagged, the weights may still be heavy by luck.
+        """
         half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(self.variance)
         return self.log_prob - half, self.log_prob + half
 
