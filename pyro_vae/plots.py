@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Images = np.ndarray | Tensor
 
+FAR = 12  # times the distance from the best to the median: such a model stands at the edge with an arrow
 BLUE, ORANGE, GREY = "#1f5f99", "#c8641e", "#8a8a8a"
 MARKERS = {"exact": "o", "lower": ">", "upper": "<", "unbiased": "D", "unknown": "s"}
 MEANINGS = {
@@ -269,7 +270,7 @@ def _differences(comparison: Comparison) -> list[_Dot]:
 def _draw_dots(ax: "Axes", dots: Sequence[_Dot], best: float | None = None) -> None:
     """All estimates of one panel; those far below the median are replaced by an arrow at the left edge."""
     values = [dot.x for dot in dots] + ([] if best is None else [best])
-    edge = max(values) - 5 * (max(values) - float(np.median(values)))
+    edge = max(values) - FAR * (max(values) - float(np.median(values)))
     for dot in dots:
         _draw_arrow(ax, dot) if dot.x < edge else _draw_dot(ax, dot)
     ax.grid(axis="x", alpha=0.3)

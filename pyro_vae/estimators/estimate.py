@@ -14,6 +14,7 @@ Direction = Literal["exact", "lower", "upper", "unbiased"]
 DIRECTIONS = ("exact", "lower", "upper", "unbiased")
 ARRAYS = ("log_prob", "variance", "ess", "khat", "elbo", "spread", "bad")
 POOLED_SHARE = 0.25  # of flagged data, from which none of the others is trusted either
+MIN_CHAINS = 16  # of fewer the weights do not tell their own variance
 CHAINS_SHARE = 1 / 3  # of the chains that must be effective
 CHAINS = ("annealed_importance_sampling", "sequential_monte_carlo")  # whose particles are chains
 
@@ -83,8 +84,8 @@ def flags(figures: Any, num_se: float = diagnostics.KHAT_SE) -> np.ndarray:
     """Whether the Monte Carlo error of each datum is not to be trusted, booleans (n,).
 
     Exact values never are flagged. Others are where the estimator said so itself (`bad`), where k-hat plus `num_se` of
-    its standard errors is above its limit, for annealing where fewer than a third of the chains are effective, and
-    where there is no diagnostic at all.
+    its standard errors is above its limit, for annealing where fewer than a third of the chains are effective or where
+    there are fewer than 16, and where there is no diagnostic at all.
     """
     if figures.direction == "exact":
         return np.zeros(len(figures.log_prob), dtype=bool)
@@ -93,7 +94,8 @@ def flags(figures: Any, num_se: float = diagnostics.KHAT_SE) -> np.ndarray:
     if figures.khat is not None:
         return diagnostics.khat_flags(figures.khat, figures.khat_particles or figures.num_particles, num_se)
     if figures.ess is not None and figures.estimator in CHAINS:
-        return ~(figures.ess >= CHAINS_SHARE * figures.num_particles)
+        enough = figures.num_particles >= MIN_CHAINS
+        return ~(figures.ess >= CHAINS_SHARE * figures.num_particles) | (not enough)
     return np.ones(len(figures.log_prob), dtype=bool)
 
 

@@ -17,6 +17,7 @@ from pyro_vae.traces import Pair, Program, Values
 
 STREAM = 1  # of the seed of an estimate; its blocks have streams of two indices
 SHARES = (0.6, 0.25, 0.1, 0.05)  # of the guide, the wider guides and the prior in the defensive mixture
+PROPOSALS = ("overdispersed", "defensive", "refined")
 FACTORS = (1.0, 1.5, 3.0)  # of the variance of the guides in it
 
 
@@ -33,6 +34,8 @@ def with_proposal(
     """Pair and arguments with a proposal in place of the guide, if there is one, and what the notes say of it."""
     if proposal is None:
         return pair, args, ()
+    if not callable(proposal):
+        raise TypeError(f"proposal must be one of pv.{', pv.'.join(PROPOSALS)}, with its settings, got {proposal!r}")
     return *proposal(pair, args, derived_seed(seed, STREAM)), (f"proposal: {proposal}",)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import diagnostics, spaces
-from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, Certificate, Direction, flags, pooled
+from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, MIN_CHAINS, Certificate, Direction, flags, pooled
 from pyro_vae.spaces import Space
 
 FLAGGED_SHARE = 0.1  # share of data with a bad diagnostic from which the error of their mean is not to be trusted
@@ -168,6 +168,8 @@ class LogLikelihood:
     def _sign(self) -> str:
         if self.khat is not None:
             return f"k-hat > {self.khat_limit:.2g}"
+        if self.estimator in CHAINS and self.num_particles < MIN_CHAINS:
+            return f"{self.num_particles} chains, where {MIN_CHAINS} are needed to tell"
         return "few effective chains" if self.estimator in CHAINS else "k-hat or effective chains"
 
     def interval(self, level: float = 0.95) -> Interval:
@@ -209,7 +211,7 @@ class LogLikelihood:
             "bits_per_dim": self.bits_per_dim,
             "seconds": self.seconds,
             "frac_khat_above_0.7": self.frac_khat_high,
-            "khat_limit": self.khat_limit,
+            "khat_limit": None if self.khat is None else self.khat_limit,
             "bias_bound": self.bias_bound,
             "warning": self.warning,
             "doubling_bias": self.doubling_bias,

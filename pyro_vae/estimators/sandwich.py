@@ -111,6 +111,7 @@ def sandwich(
         An estimator for `log_likelihood`, whose result carries a `Certificate`.
 
     Raises:
+        TypeError: an estimator that is none.
         ValueError: fewer than 2 simulated data or chains, a tolerance that is not positive; at use, an exact estimate.
 
     Source: Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
@@ -118,6 +119,8 @@ def sandwich(
     """
     if not isinstance(num_simulated, int) or num_simulated < 2:
         raise ValueError(f"num_simulated must be a whole number of at least 2, got {num_simulated!r}")
+    if estimator is not None and not callable(estimator):
+        raise TypeError(f"estimator must be an estimator such as pv.importance_sampling(...), got {estimator!r}")
     if num_chains < 2:
         raise ValueError(f"num_chains must be at least 2, whose weights can be compared, got {num_chains}")
     if not tolerance > 0:
