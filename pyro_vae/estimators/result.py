@@ -146,9 +146,9 @@ class LogLikelihood:
     def warning(self) -> str | None:
         """Why the error of `mean` is not to be trusted, or None if nothing speaks against it.
 
-        It is not where a certificate was withheld or the diagnostic is bad for more than a tenth of the data. Since
-        k-hat is noisy, a datum counts as bad if k-hat plus 2/√n of its standard errors is above the limit: many data
-        need no further margin.
+        It is not where a certificate was withheld, where annealing has none (its own weights do not tell its bias), or
+        the diagnostic is bad for more than a tenth of the data. Since k-hat is noisy, a datum counts as bad if k-hat
+        plus 2/√n of its standard errors is above the limit: many data need no further margin.
         """
         if self.direction == "exact":
             return None
@@ -162,6 +162,9 @@ class LogLikelihood:
         if self.doubling_ratio is not None and self.doubling_ratio > diagnostics.RATIO_LIMIT:
             gains = f"gains in ratio {self.doubling_ratio:.2f}, 0.5 is healthy"
             return f"doubling the particles still moves the mean ({gains})"
+        annealed = 1.0 if self.estimator in CHAINS else self.shares.get("annealed", 0.0)
+        if annealed > FLAGGED_SHARE and self.certificate is None:
+            return "how low annealing is, is not known without a certificate (sandwich, --certify)"
         return None if self.bias_bound is not None else "no bound on the bias of the mean is known"
 
     @property

@@ -15,7 +15,7 @@ from pyro_vae import traces
 from pyro_vae.estimators.annealing import log_partition, sigmoid_schedule
 from pyro_vae.estimators.sandwich import SIMULATION, Sandwich
 from pyro_vae.randomness import derived_seed, own_randomness
-from verification import Row, binomial_band
+from verification import Row
 
 ITEM = "3 annealing"
 
@@ -98,11 +98,11 @@ def ppca(small: bool) -> Iterator[Row]:
 
 
 def intervals(small: bool) -> Iterator[Row]:
-    """Of the mean of many data, where the bias of few chains is larger than the Monte Carlo error."""
+    """Of the mean of many data: the weights of few steps do not tell how low they are, and are never trusted alone."""
     pair = LinearGaussian(20, 10, guide="mean_field")
-    repeats, num_data = (3, 10) if small else (60, 100)
+    repeats, num_data = (3, 10) if small else (20, 100)
     estimators = {
-        "AIS T = 30": pv.annealed_importance_sampling(30, num_leapfrog=4),
+        "AIS T = 30 without certificate": pv.annealed_importance_sampling(30, num_leapfrog=4),
         "SMC T = 5 from the prior": pv.annealed_importance_sampling(5, 16, 4, "prior", resample=True),
     }
     for name, estimator in estimators.items():
@@ -113,13 +113,10 @@ def intervals(small: bool) -> Iterator[Row]:
             interval = found.interval()
             covered.append(float(pair.log_prob(obs).mean()) in interval)
             warned.append(interval.warning is not None)
-        low, _ = binomial_band(repeats)
         kept = [inside for inside, warning in zip(covered, warned, strict=True) if not warning]
         rate = f"{np.mean(kept):.3f} of {len(kept)} without warning" if kept else "none without warning"
         seen = f"{rate}, {np.mean(covered):.3f} of all {repeats}"
-        fine = all(warned) if "SMC" in name else bool(kept) and np.mean(kept) >= low
-        asked = "warned of, always" if "SMC" in name else f">= {low:.3f}: the bias bound is one-sided"
-        yield Row(ITEM, f"{name} on PPCA d = 10, mean of {num_data}", seen, asked, fine)
+        yield Row(ITEM, f"{name} on PPCA d = 10, mean of {num_data}", seen, "warned of, always", all(warned))
 
 
 def brackets(small: bool) -> Iterator[Row]:
