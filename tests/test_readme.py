@@ -13,17 +13,26 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_the_python_example(capsys):
-    code = BLOCKS[0].replace("num_epochs=100", "num_epochs=2").replace("num_particles=5000", "num_particles=50")
+    code = BLOCKS[0].replace("num_epochs=100", "num_epochs=2").replace("multilevel(500,", "multilevel(50,")
     assert code != BLOCKS[0]
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert "lower" in printed
+    assert "unbiased" in printed
     assert "Paired differences of mean log p(x) in nats, 360 data" in printed
+
+
+def test_the_example_of_estimators(capsys):
+    code = BLOCKS[1].replace("num_epochs=30", "num_epochs=1").replace("num_steps=20", "num_steps=2")
+    code = code.replace("subset(40,", "subset(4,").replace("num_simulated=20", "num_simulated=4")
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "Interval(low=" in printed
+    assert "ELBO" in printed
 
 
 def test_the_model_of_your_own():
     names: dict = {}
-    exec(compile(BLOCKS[1], "README.md", "exec"), names)
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)
     data = pv.load_data("digits", space="real")
     model = names["FactorAnalysis"](data.space)
     history = pv.fit(model, data, num_epochs=5, learning_rate=1e-2)
