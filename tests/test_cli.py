@@ -251,7 +251,7 @@ def test_jackknife_promises_no_side(vae_run, tmp_path) -> None:
 
 def test_exact_evaluation_of_a_vae_is_a_clear_error(vae_run, tmp_path) -> None:
     text = call("evaluate", vae_run, "--estimator", "exact", "--out", tmp_path, "--quiet", code=1)
-    assert text.startswith("Error: exact() needs a model without latent sites, this one has ['z']; use")
+    assert text.startswith("Error: exact() needs a model without continuous latents, this one has ['z']; use")
 
 
 # compare
