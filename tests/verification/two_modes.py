@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 from oracles import TwoModes
 
 import pyro_vae as pv
@@ -24,7 +25,8 @@ def rows(small: bool) -> Iterator[Row]:
     error = plain.mean - truth.mean()
     seen = f"error {error:.3f} nats (log 2 = {math.log(2):.3f}), k-hat at most {plain.khat.max():.2f}, no warning: "
     seen += str(plain.warning is None)
-    silent = abs(error + math.log(2)) < 0.1 and plain.khat.max() < 0.7 and plain.warning is None
+    noise = float(np.std(plain.log_prob - truth) / math.sqrt(len(batch)))  # the data say a little about the mode
+    silent = abs(error + math.log(2)) < 4 * noise and plain.khat.max() < 0.7 and plain.warning is None
     yield Row(ITEM, "IS-1000 with a one-mode guide", seen, "low by log 2, k-hat fine: the silent failure", silent)
     settings = {"num_steps": 100 if small else 1000, "start": "prior"}
     checked = score(pv.sandwich(importance, **settings, num_simulated=len(batch)))
