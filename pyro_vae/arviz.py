@@ -11,7 +11,7 @@ import numpy as np
 
 from pyro_vae.comparison import Comparison, compare
 from pyro_vae.estimators.estimate import ARRAYS
-from pyro_vae.estimators.result import LogLikelihood, _from_arrays, _to_arrays
+from pyro_vae.estimators.result import LogLikelihood, from_arrays, to_arrays
 from pyro_vae.rows import Row
 
 GROUP = "held_out"  # no group of ArviZ's scheme: held-out log p(x) is no `log_likelihood` given posterior draws
@@ -139,7 +139,7 @@ def _dataset(comparison: Comparison) -> Any:
         "direction": [fit.direction for fit in fits],
         "estimator": [fit.estimator for fit in fits],
         "warning": [fit.warning or "" for fit in fits],
-        "meta": [str(_to_arrays(fit)["meta"]) for fit in fits],
+        "meta": [str(to_arrays(fit)["meta"]) for fit in fits],
         "arrays": [json.dumps(_dtypes(fit)) for fit in fits],
     }
     numbers = {
@@ -169,4 +169,4 @@ def _read(dataset: Any) -> LogLikelihood:
     """One fit out of the data set."""
     dtypes = json.loads(str(dataset["arrays"].values))
     arrays = {name: dataset[name].values.astype(dtype) for name, dtype in dtypes.items()}
-    return _from_arrays({**arrays, "meta": dataset["meta"].values})
+    return from_arrays({**arrays, "meta": dataset["meta"].values})

@@ -9,7 +9,7 @@ from pyro_vae.diagnostics import KHAT_SE
 from pyro_vae.estimators.estimate import flags
 from pyro_vae.estimators.result import FLAGGED_SHARE
 from pyro_vae.rows import flip
-from pyro_vae.tables import LEGEND, SYMBOLS, _align, _number, _short, wrapped
+from pyro_vae.tables import LEGEND, SYMBOLS, abbreviated, align, number, wrapped
 
 WIDTH = 130  # of a table; columns beyond it go to a further table
 NUM_SE = 3  # standard errors from which a difference is no noise
@@ -43,16 +43,16 @@ def _bounds_lines(rows: Sequence[BoundRow]) -> list[str]:
 
 def _bounds_cells(row: BoundRow) -> list[str]:
     best, gap, symbol = row.best, figure(row.gap, row.gap_variance), SYMBOLS[row.direction]
-    by = _short(best.estimator)
+    by = abbreviated(best.estimator)
     return [
         row.name,
-        *(_number(each.mean, 2) for each in row.bounds),
-        _number(best.mean, 2, symbol=symbol),
-        _number(best.mc_se, 3),
-        _number(best.test_se, 3),
+        *(number(each.mean, 2) for each in row.bounds),
+        number(best.mean, 2, symbol=symbol),
+        number(best.mc_se, 3),
+        number(best.test_se, 3),
         f"{by} K={best.num_particles}" if best.num_particles else by,
-        _number(gap.mean, 3, symbol=symbol),
-        _number(gap.se, 3),
+        number(gap.mean, 3, symbol=symbol),
+        number(gap.se, 3),
     ]
 
 
@@ -68,7 +68,7 @@ def _gain_cells(gain: Gain) -> list[str]:
 
 
 def _pair(value: Figure, symbol: str) -> list[str]:
-    return [_number(value.mean, 3, symbol=symbol), _number(value.se, 3)]
+    return [number(value.mean, 3, symbol=symbol), number(value.se, 3)]
 
 
 def _fitted(cells: list[list[str]], sides: str) -> list[str]:
@@ -77,7 +77,7 @@ def _fitted(cells: list[list[str]], sides: str) -> list[str]:
     stop = next((k for k in range(2, len(sides)) if sum(widths[: k + 1]) + 2 * k > WIDTH), len(sides))
     while stop < len(sides) and cells[0][stop].endswith("SE"):  # errors stay beside their figures
         stop -= 1
-    lines = _align([row[:stop] for row in cells], sides[:stop])
+    lines = align([row[:stop] for row in cells], sides[:stop])
     if stop == len(sides):
         return lines
     return [*lines, "", *_fitted([[row[0], *row[stop:]] for row in cells], sides[0] + sides[stop:])]

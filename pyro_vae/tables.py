@@ -22,30 +22,31 @@ def rows_table(rows: Sequence[Row], title: str) -> str:
     level = f"{100 * rows[0].level:g}%"
     head = ["model", "estimator", "mean log p", f"{level} interval", "MC SE", "test SE", "bits/dim", "k-hat>0.7"]
     head += [*(["fits", "sd fits"] * several), "fit s", "eval s"]
-    lines = _align([head, *(_row_cells(row, several) for row in rows)], "<<" + ">" * (len(head) - 2))
+    lines = align([head, *(_row_cells(row, several) for row in rows)], "<<" + ">" * (len(head) - 2))
     return "\n".join([title, "", *lines, "", LEGEND, _abbreviations(rows)])
 
 
 def _row_cells(row: Row, several: bool) -> list[str]:
     result, share = row.result, row.frac_khat_high
-    name = _short(result.estimator)
-    fits = [f"{len(row.fits)} fits" if len(row.fits) > 1 else "1 fit", _number(row.fit_sd, 3)]
+    name = abbreviated(result.estimator)
+    fits = [f"{len(row.fits)} fits" if len(row.fits) > 1 else "1 fit", number(row.fit_sd, 3)]
     return [
         row.model,
         f"{name} K={result.num_particles}" if result.num_particles else name,
-        _number(row.mean, 2, symbol=SYMBOLS[row.direction]),
+        number(row.mean, 2, symbol=SYMBOLS[row.direction]),
         _range(row.interval.low, row.interval.high, 2) + ("?" if row.warning else ""),
-        _number(row.mc_se, 3),
-        _number(row.test_se, 3),
-        _number(row.bits_per_dim, 3, symbol=SYMBOLS[row.bits_direction]),
+        number(row.mc_se, 3),
+        number(row.test_se, 3),
+        number(row.bits_per_dim, 3, symbol=SYMBOLS[row.bits_direction]),
         "—" if share is None else f"{share:.1%}",
         *(fits if several else []),
-        _number(row.train_seconds, 1),
-        _number(row.seconds, 1),
+        number(row.train_seconds, 1),
+        number(row.seconds, 1),
     ]
 
 
-def _short(estimator: str) -> str:
+def abbreviated(estimator: str) -> str:
+    """An estimator's name with the initials of `SHORT` in it."""
     for name, short in SHORT.items():  # the longer name first
         estimator = estimator.replace(name, short)
     return estimator
@@ -55,28 +56,23 @@ def _abbreviations(rows: Sequence[Row]) -> str:
     used = {
         short: name
         for name, short in SHORT.items()
-        if any(short in _short(r.result.estimator).split("_") for r in rows)
+        if any(short in abbreviated(r.result.estimator).split("_") for r in rows)
     }
     words = [f"{short} {name.replace('_', ' ')}" for short, name in used.items()]
-    return "   ".join(
-        [
-            *words,
-            INTERVAL,
-        ]
-    )
+    return "   ".join([*words, INTERVAL])
 
 
 def pairs_table(pairs: Sequence[Pair], title: str) -> str:
     """One line per pair: difference, interval (nats) and what may be said of it."""
     head = ["a", "b", "a - b", "SE", "MC SE", f"{100 * pairs[0].level:g}% interval", ""]
-    lines = _align([head, *map(_pair_cells, pairs)], "<<>>>><")
+    lines = align([head, *map(_pair_cells, pairs)], "<<>>>><")
     return "\n".join([title, "", *lines, "", LEGEND])
 
 
 def _pair_cells(pair: Pair) -> list[str]:
-    difference = _number(pair.difference, 3, symbol=SYMBOLS[pair.direction])
+    difference = number(pair.difference, 3, symbol=SYMBOLS[pair.direction])
     interval = _range(pair.low, pair.high, 3)
-    return [pair.a, pair.b, difference, _number(pair.se, 3), _number(pair.mc_se, 3), interval, pair.words("a", "b")]
+    return [pair.a, pair.b, difference, number(pair.se, 3), number(pair.mc_se, 3), interval, pair.words("a", "b")]
 
 
 def row_remarks(rows: Sequence[Row]) -> list[str]:
@@ -181,7 +177,7 @@ def wrapped(lines: Sequence[str]) -> list[str]:
     return [part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ")]
 
 
-def _number(value: float | None, digits: int, *, symbol: str = "") -> str:
+def number(value: float | None, digits: int, *, symbol: str = "") -> str:
     """A number to so many decimals behind its symbol; a dash where there is none."""
     if value is None or math.isnan(value):
         return "—"
@@ -192,7 +188,7 @@ def _range(low: float, high: float, digits: int) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low + high) else "—"
 
 
-def _align(rows: list[list[str]], sides: str) -> list[str]:
+def align(rows: list[list[str]], sides: str) -> list[str]:
     """Cells in columns with a rule under the head; `sides` holds < (left) or > (right) for each column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]

@@ -67,6 +67,20 @@ def test_the_variance_that_is_reported_is_the_variance_that_is_seen(resample):
     assert float(weights.variance.mean()) == pytest.approx(seen, rel=0.15)
 
 
+def test_resampling_leaves_a_problem_alone_whose_weights_are_all_zero():
+    class OneDead(Gaussians):
+        def log_density(self, state, step):
+            dead = torch.zeros(state.shape[1], dtype=torch.bool)
+            dead[0] = step > 0
+            return torch.where(dead, -math.inf, super().log_density(state, step))
+
+    with own_randomness(0):
+        start = torch.randn(8, 50, dtype=torch.float64)
+        weights = anneal(OneDead(3, mean=6.0), start, resample=True)
+    assert float(weights.log_mean[0]) == -math.inf
+    assert bool(weights.log_mean[1:].isfinite().all())
+
+
 def test_an_upper_bound_comes_from_the_way_back():
     with own_randomness(2):
         forth = anneal(Gaussians(4), torch.randn(4, 500, dtype=torch.float64))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_cli import FEW_EPOCHS, call, tiny, trained, vae_run  # noqa: F401
+from commands import FEW_EPOCHS, call, trained
 
 import pyro_vae as pv
 from pyro_vae.estimators.choice import ANNEALED, ESTIMATORS, PARTICLES, Choice
@@ -93,7 +93,7 @@ def test_what_does_not_go_together_is_refused(settings, message):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluate_by_every_estimator(name, vae_run, tmp_path):  # noqa: F811
+def test_evaluate_by_every_estimator(name, vae_run, tmp_path):
     particles = ("--particles", "40") if name in PARTICLES else ()
     how = FAST if name in ANNEALED else FEW
     call("evaluate", vae_run, "--estimator", name, *particles, *how, "--out", tmp_path)
@@ -108,7 +108,7 @@ def test_evaluate_by_every_estimator(name, vae_run, tmp_path):  # noqa: F811
         assert sum(summary["shares"].values()) == pytest.approx(1)
 
 
-def test_certify_says_what_it_found_on_the_terminal_and_in_the_summary(vae_run, tmp_path):  # noqa: F811
+def test_certify_says_what_it_found_on_the_terminal_and_in_the_summary(vae_run, tmp_path):
     text = call("evaluate", vae_run, "--estimator", "ais", "--certify", "--simulated", "8", *FAST, "--out", tmp_path)
     certificate = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["certificate"]
     assert certificate["num_simulated"] == 8
@@ -116,7 +116,7 @@ def test_certify_says_what_it_found_on_the_terminal_and_in_the_summary(vae_run, 
     assert "certificate" in text.lower()
 
 
-def test_a_tuned_factor_comes_from_the_validation_data(vae_run, tmp_path):  # noqa: F811
+def test_a_tuned_factor_comes_from_the_validation_data(vae_run, tmp_path):
     how = (
         "--proposal",
         "overdispersed",
@@ -139,7 +139,7 @@ def test_a_tuned_factor_comes_from_the_validation_data(vae_run, tmp_path):  # no
     assert "expected a number or 'tuned', got 'much'" in " ".join(text.split())
 
 
-def test_compare_with_several_fits_and_clusters(tiny, tmp_path):  # noqa: F811
+def test_compare_with_several_fits_and_clusters(tiny, tmp_path):
     np.save(tmp_path / "groups.npy", np.arange(18) // 3)
     small = (
         "--models",
@@ -167,7 +167,7 @@ def test_compare_with_several_fits_and_clusters(tiny, tmp_path):  # noqa: F811
     assert "one label per test datum, shape (18,), found (3,)" in " ".join(text.split())
 
 
-def test_bounds_of_two_runs_side_by_side(vae_run, tiny, tmp_path):  # noqa: F811
+def test_bounds_of_two_runs_side_by_side(vae_run, tiny, tmp_path):
     trained(tiny, tmp_path / "other", "--model", "vae", "--seed", "0", "--fit", "learning_rate=1e-2")
     how = ("--curve", "1,4,16", "--estimator", "ais", *FAST)
     text = call("bounds", vae_run, tmp_path / "other", *how, "--out", tmp_path / "out")

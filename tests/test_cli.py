@@ -5,36 +5,23 @@ import json
 import shutil
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import call, trained
 from PIL import Image
 
 from pyro_vae import pictures, plots, runs
-from pyro_vae.cli import main
 from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.result import ARRAYS, LogLikelihood
 from pyro_vae.history import History
 
 PNG = b"\x89PNG"
-SMALL_NET = ("--set", "latent_dim=2", "--set", "hidden_dims=[8]")
-FEW_EPOCHS = ("--fit", "num_epochs=2", "--fit", "batch_size=32")
 ROW_KEYS = {"model", "estimator", "num_particles", "direction", "mean_log_prob", "mc_se", "test_se", "bits_per_dim"}
 ROW_KEYS |= {"seconds", "train_seconds", "frac_khat_above_0.7"}
-
-
-def call(*args, code=0):
-    """The output of a command that must end with `code`, and never in a traceback."""
-    outcome = CliRunner().invoke(main, [str(arg) for arg in args])
-    trace = "" if outcome.exc_info is None else "".join(traceback.format_exception(*outcome.exc_info))
-    assert outcome.exit_code == code, outcome.output + trace
-    assert outcome.exception is None or isinstance(outcome.exception, SystemExit), trace
-    return outcome.output
 
 
 def read_json(path):
@@ -69,29 +56,6 @@ def no_pictures(monkeypatch):
     """For tests of numbers: drawing is the slowest part of a tiny run."""
     monkeypatch.setattr(pictures, "plot_run", lambda run: [])
     monkeypatch.setattr(plots, "plot_comparison", lambda comparison, path: path)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """90 images of 4x4 grey levels with a bright row that is the label."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(90) % 3
-    images = rng.integers(0, 60, (90, 4, 4)).astype(np.uint8)
-    images[np.arange(90), labels] += 190
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    np.savez(path, images=images, labels=labels)
-    return path
-
-
-def trained(tiny, out, *options):
-    return call("train", "--data", tiny, "--out", out, *SMALL_NET, *FEW_EPOCHS, "--quiet", *options)
-
-
-@pytest.fixture(scope="module")
-def vae_run(tiny, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "vae"
-    trained(tiny, out, "--model", "vae")
-    return out
 
 
 @pytest.fixture(scope="module")

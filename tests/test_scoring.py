@@ -23,7 +23,9 @@ REALS = GREYS / 64
 def scored(log_prob) -> LogLikelihood:
     log_prob = np.asarray(log_prob, dtype=np.float64)
     zeros = np.zeros_like(log_prob)
-    return LogLikelihood(log_prob, zeros, "exact", "exact", 0, Binary((2, 2)), "ab" * 32, 0, 1.0)
+    return LogLikelihood(
+        log_prob, zeros, "exact", "exact", 0, space=Binary((2, 2)), digest="ab" * 32, seed=0, seconds=1.0
+    )
 
 
 def run_in(space, context=None, path=None) -> Run:

@@ -122,7 +122,8 @@ class _Genealogy:
         self.due = diagnostics.effective_sample_size(log_weights) < self.num_chains / 2
         if self.num_chains < 2 or not bool(self.due.any()):
             return None
-        flat = torch.softmax(log_weights.reshape(self.num_chains, -1), 0).T  # (problems, num_chains)
+        known = torch.where(self.due, log_weights, 0.0)  # where all weights are zero there is nothing to draw by
+        flat = torch.softmax(known.reshape(self.num_chains, -1), 0).T  # (problems, num_chains)
         drawn = torch.multinomial(flat, self.num_chains, replacement=True).T.reshape(log_weights.shape)
         stay = torch.arange(self.num_chains, device=drawn.device).view(-1, *[1] * (drawn.ndim - 1))
         chains = torch.where(self.due, drawn, stay)

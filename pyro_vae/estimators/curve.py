@@ -80,7 +80,7 @@ def sample_curve(
         progress(stop - start)
     joined = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     bounds, variance = torch.cat(curves, -1).cpu().numpy()
-    estimate = importance_sampling(total)._estimate(joined, blocks.notes())
+    estimate = importance_sampling(total).estimate(joined, blocks.notes())
     return Curve(tuple(num_particles), bounds, variance), estimate
 
 

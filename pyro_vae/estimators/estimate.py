@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -46,9 +46,31 @@ class Certificate:
     num_simulated: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
-    """Per-datum figures of an estimator, float64 arrays of shape (n,), before they get their labels."""
+    """Per-datum figures of an estimator, float64 arrays of shape (n,).
+
+    Attributes:
+        log_prob: estimate of log p(x_n), shape (n,), nats.
+        variance: Monte Carlo variance of each entry of `log_prob`, shape (n,), nats²; zeros where exact.
+        direction: "exact"; "lower" or "upper" if the expectation of the estimate bounds log p from there; "unbiased"
+            if the leading bias is removed and neither side is promised.
+        estimator: name of the estimator.
+        num_particles: particles spent on each datum; 0 where exact.
+        ess: effective sample size of the importance weights, shape (n,), or None.
+        khat: Pareto shape of the largest weights, shape (n,), or None; above 0.7 the error is not to be trusted.
+        khat_particles: particles of each datum that `khat` rests on; `num_particles` if None.
+        elbo: mean log weight, which estimates each datum's ELBO for the proposal used, shape (n,), nats, or None.
+        spread: variance of the log weights, shape (n,), nats², or None.
+        bad: whether the estimator itself distrusts each datum, booleans (n,), or None: then ESS and k-hat tell.
+        bias_bound: how far the truth may lie above the mean (of an upper bound: below) beyond its sampling error,
+            nats; None where unknown.
+        doubling_bias: estimate of the bias of the mean that is left, from halving the particles, nats, or None.
+        doubling_ratio: the ratio that it rests on; about 0.5 is healthy, above 0.8 the estimate is not.
+        shares: for an estimator with stages, the share of the data that each stage answered for.
+        certificate: what the check from both sides says, or None if it was not asked for.
+        notes: what a reader must know beside the numbers, for example that a block was halved for want of memory.
+    """
 
     log_prob: np.ndarray
     variance: np.ndarray
@@ -80,7 +102,7 @@ class Estimator(Protocol):
         """Per-datum figures; `progress` is called with the number of data that are done."""
 
 
-def flags(figures: Any, num_se: float = diagnostics.KHAT_SE) -> np.ndarray:
+def flags(figures: Estimate, num_se: float = diagnostics.KHAT_SE) -> np.ndarray:
     """Whether the Monte Carlo error of each datum is not to be trusted, booleans (n,).
 
     Exact values never are flagged. Others are where the estimator said so itself (`bad`), where k-hat plus `num_se` of

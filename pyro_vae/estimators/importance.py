@@ -28,9 +28,10 @@ class ImportanceSampling:
         tiled = not traces.broadcasts(pair, args)
         pair, args, notes = with_proposal(self.proposal, pair, args, seed)
         blocks = Blocks(pair, args, self.num_particles, seed, tiled)
-        return self._estimate(stream(blocks, progress, self.jackknife), notes + blocks.notes())
+        return self.estimate(stream(blocks, progress, self.jackknife), notes + blocks.notes())
 
-    def _estimate(self, figures: dict[str, Tensor], notes: tuple[str, ...]) -> Estimate:
+    def estimate(self, figures: dict[str, Tensor], notes: tuple[str, ...]) -> Estimate:
+        """Of the streamed figures of every datum."""
         bias, ratio = None, None
         if "quarter" in figures and not self.jackknife:
             bias, ratio = diagnostics.doubling_check(figures["quarter"], figures["half"], figures["log_prob"])

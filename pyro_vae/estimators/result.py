@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import diagnostics, spaces
-from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, MIN_CHAINS, Certificate, Direction, flags, pooled
+from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, MIN_CHAINS, Certificate, Estimate, flags, pooled
 from pyro_vae.spaces import Space
 
 FLAGGED_SHARE = 0.1  # share of data with a bad diagnostic from which the error of their mean is not to be trusted
@@ -31,60 +31,24 @@ class Interval:
         return self.low <= value <= self.high
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LogLikelihood:
-    """Held-out log p(x_n) of each datum n, in nats, higher is better.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class LogLikelihood(Estimate):
+    """Held-out log p(x_n) of each datum n, in nats, higher is better: an `Estimate` that says of what.
 
     Attributes:
-        log_prob: estimate of log p(x_n), shape (n,), nats.
-        variance: Monte Carlo variance of each entry of `log_prob`, shape (n,), nats²; zeros where exact.
-        direction: "exact"; "lower" or "upper" if the expectation of the estimate bounds log p from there; "unbiased"
-            if the leading bias is removed and neither side is promised.
-        estimator: name of the estimator.
-        num_particles: particles spent on each datum; 0 where exact.
         space: the space in which the data lie.
         digest: SHA-256 of exactly the data that were scored.
         seed: seed of the estimator's noise.
         seconds: wall-clock seconds of the estimate.
-        ess: effective sample size of the importance weights, shape (n,), or None.
-        khat: Pareto shape of the largest weights, shape (n,), or None; above 0.7 the error is not to be trusted.
-        khat_particles: particles of each datum that `khat` rests on; `num_particles` if None.
-        elbo: mean log weight, which estimates each datum's ELBO for the proposal used, shape (n,), nats, or None.
-        spread: variance of the log weights, shape (n,), nats², or None.
-        bad: whether the estimator itself distrusts each datum, booleans (n,), or None: then ESS and k-hat tell.
-        bias_bound: how far the truth may lie above `mean` (of an upper bound: below) beyond its sampling error, nats;
-            None where unknown.
-        doubling_bias: estimate of the bias of `mean` that is left, from halving the particles, nats, or None.
-        doubling_ratio: the ratio that it rests on; about 0.5 is healthy, above 0.8 the estimate is not.
         given: what the model conditions on ("label", "quadrants(1)"), or None for log p(x).
-        shares: for an estimator with stages, the share of the data that each stage answered for.
-        certificate: what the check from both sides says, or None if it was not asked for.
-        notes: what a reader must know beside the numbers, for example that a block was halved for want of memory.
         marginal: for a model given labels, the result for log p(x) = logsumexp_c [log p(c) + log p(x | c)].
     """
 
-    log_prob: np.ndarray
-    variance: np.ndarray
-    direction: Direction
-    estimator: str
-    num_particles: int
     space: Space
     digest: str
     seed: int
     seconds: float
-    ess: np.ndarray | None = None
-    khat: np.ndarray | None = None
-    khat_particles: int | None = None
-    elbo: np.ndarray | None = None
-    spread: np.ndarray | None = None
-    bad: np.ndarray | None = None
-    bias_bound: float | None = None
-    doubling_bias: float | None = None
-    doubling_ratio: float | None = None
     given: str | None = None
-    shares: dict[str, float] = field(default_factory=dict)
-    certificate: Certificate | None = None
-    notes: tuple[str, ...] = ()
     marginal: "LogLikelihood | None" = None
 
     def __post_init__(self) -> None:
@@ -231,7 +195,7 @@ class LogLikelihood:
     def save(self, path: str | Path) -> None:
         """Write the result to an npz file that `LogLikelihood.load` reads back, digit for digit."""
         with open(path, "wb") as file:  # a bare path would get ".npz" behind it, and `load` not find it
-            np.savez(file, **_to_arrays(self))
+            np.savez(file, **to_arrays(self))
 
     @staticmethod
     def load(path: str | Path) -> "LogLikelihood":
@@ -239,7 +203,7 @@ class LogLikelihood:
         with np.load(path, allow_pickle=False) as file:
             if "meta" not in file.files:
                 raise ValueError(f"{path} must be a saved result, found the arrays {', '.join(file.files)}")
-            return _from_arrays({name: file[name] for name in file.files})
+            return from_arrays({name: file[name] for name in file.files})
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per datum: its index, log_prob, variance and the diagnostics that there are."""
@@ -251,7 +215,7 @@ class LogLikelihood:
                 writer.writerow([index, *(repr(int(v) if isinstance(v, bool) else v) for v in row)])
 
 
-def _to_arrays(result: LogLikelihood) -> dict[str, Any]:
+def to_arrays(result: LogLikelihood) -> dict[str, Any]:
     """Arrays as they are, all else as one JSON text under `meta`; the marginal with a prefix."""
     arrays: dict[str, Any] = {name: getattr(result, name) for name in ARRAYS if getattr(result, name) is not None}
     meta = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in (*ARRAYS, "marginal")}
@@ -259,11 +223,12 @@ def _to_arrays(result: LogLikelihood) -> dict[str, Any]:
     meta["space"] = {"kind": type(result.space).__name__, **dataclasses.asdict(result.space)}
     arrays["meta"] = np.array(json.dumps(meta))
     if result.marginal is not None:
-        arrays |= {f"marginal_{name}": array for name, array in _to_arrays(result.marginal).items()}
+        arrays |= {f"marginal_{name}": array for name, array in to_arrays(result.marginal).items()}
     return arrays
 
 
-def _from_arrays(arrays: dict[str, np.ndarray]) -> LogLikelihood:
+def from_arrays(arrays: dict[str, np.ndarray]) -> LogLikelihood:
+    """What `to_arrays` gave, digit for digit."""
     prefix = "marginal_"
     inner = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     meta = json.loads(str(arrays["meta"]))
@@ -274,4 +239,4 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> LogLikelihood:
     if meta.get("certificate"):
         meta["certificate"] = Certificate(**meta["certificate"])
     values: dict[str, Any] = {name: arrays[name] for name in ARRAYS if name in arrays}
-    return LogLikelihood(**values, **meta, marginal=_from_arrays(inner) if inner else None)
+    return LogLikelihood(**values, **meta, marginal=from_arrays(inner) if inner else None)
