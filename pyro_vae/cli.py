@@ -1,11 +1,11 @@
-"""The command line: train, evaluate, compare, sample, score. The only file that prints and parses."""
+"""The command line: train, evaluate, compare, bounds, sample, score. The only file that prints."""
 
-import ast
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from pyro_vae import options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from pyro_vae.data import Batch
     from pyro_vae.estimators.choice import Choice
     from pyro_vae.estimators.result import LogLikelihood
-    from pyro_vae.runs import Config, Run
+    from pyro_vae.runs import Run
     from pyro_vae.study import Job
-
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class _Commands(click.Group):
@@ -39,101 +37,17 @@ def main() -> None:
     """Fit latent variable models and compare them by held-out log-likelihood, with errors and a direction."""
 
 
-def _stacked(*options: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Several options as one decorator, in the order in which --help shows them."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_seed = click.option("--seed", type=int, default=0, help="Of everything random.")
-_machine = _stacked(
-    click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one."),
-    click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given."),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
-)
-_data_options = _stacked(
-    click.option("--data", default="digits", help="Name (digits, mnist, ...), .npz file or folder of images."),
-    click.option("--root", default=None, help="Where torchvision's files lie or go; 'data' if not given."),
-    click.option("--space", type=click.Choice(["binary", "quantized", "real"]), help="Instead of the default."),
-    click.option("--binarization", type=click.Choice(["dynamic", "static"]), default="dynamic"),
-    click.option("--given", type=click.Choice(["label", "quadrants"]), help="What the model conditions on."),
-    click.option("--quadrants", type=click.IntRange(1, 3), default=None, help="How many are given; 1 if not said."),
-    _seed,
-)
-_run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-_moved = _stacked(
-    click.option("--data", default=None, help="Where the run's data lie now, if they were a path that has moved."),
-    click.option("--root", default=None, help="Where torchvision's files lie now, if they have moved."),
-)
-_out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write to.")
-_resume = _stacked(
-    click.option("--resume", is_flag=True, help="Go on with the run that is there; what has ended is left as it is."),
-    click.option("--overwrite", is_flag=True, help="Replace the run that is there."),
-)
-
-
-def _estimator(default: str) -> Callable[..., Any]:
-    return click.option(
-        "--estimator",
-        type=click.Choice(["exact", "is", "is-jackknife", "multilevel", "ais", "smc", "router"]),
-        default=default,
-        help="Of log p; a model without latent sites is scored exactly whatever this says.",
-    )
-
-
-_settings = _stacked(
-    click.option(
-        "--particles",
-        type=click.IntRange(1),
-        default=None,
-        show_default=False,
-        help="K per datum; 5000 for is, 500 for multilevel, 1000 for router if not given.",
-    ),
-    click.option(
-        "--proposal",
-        type=click.Choice(["guide", "overdispersed", "defensive", "refined"]),
-        default="guide",
-        help="In place of the guide: for is, multilevel and annealing.",
-    ),
-    click.option("--overdispersion", default=None, help="Factor on the guide's variance (1.5), or 'tuned'."),
-    click.option(
-        "--steps",
-        type=click.IntRange(1),
-        default=None,
-        show_default=False,
-        help="Of annealing; 1000 for ais, smc and --certify, 30 for router if not given.",
-    ),
-    click.option("--chains", type=click.IntRange(1), default=None, help="Of annealing, per datum; 16 if not given."),
-    click.option("--leapfrog", type=click.IntRange(1), default=None, help="Steps of each move of annealing (10)."),
-    click.option("--start", type=click.Choice(["guide", "prior"]), default=None, help="Of annealing (guide)."),
-    click.option("--certify", is_flag=True, help="Check the estimator from both sides on simulated data."),
-    click.option("--simulated", type=click.IntRange(2), default=None, help="How many, with --certify (100)."),
-)
-_choice = _stacked(_estimator("is"), _settings)
-_num_data = click.option(
-    "--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data."
-)
-CHOICE = ("estimator", "particles", "proposal", "overdispersion", "certify", "simulated")
-ANNEALING = ("steps", "chains", "leapfrog", "start")
-_estimate_options = _stacked(_choice, _moved, _seed, _machine)
-
-
 @main.command("train")
 @click.option("--model", required=True, help="File name in models/: vae, cvae, gmm, ...")
-@_data_options
-@click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="Model option, e.g. latent_dim=16.")
+@options.data_options
+@click.option("--set", "model_options", multiple=True, metavar="NAME=VALUE", help="Model option, e.g. latent_dim=16.")
 @click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting, e.g. num_epochs=50.")
-@_out
-@_resume
-@_machine
+@options.out
+@options.resume
+@options.machine
 def train_command(
     model: str,
-    options: tuple[str, ...],
+    model_options: tuple[str, ...],
     fit: tuple[str, ...],
     out: Path,
     resume: bool,
@@ -144,8 +58,8 @@ def train_command(
     """Fit one model into a run directory."""
     from pyro_vae import pictures, runs
 
-    device = _prepare(data)
-    config = _config(data, model=model, options=_values(options), fit=_values(fit))
+    device = options.prepare(data)
+    config = options.config(data, model=model, options=options.values(model_options), fit=options.values(fit))
     run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
     elbo = "" if history.best_valid_elbo is None else f", validation ELBO {history.best_valid_elbo:.3f} nats"
     click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
@@ -156,9 +70,9 @@ def train_command(
 
 
 @main.command("evaluate")
-@_run
-@_estimate_options
-@_num_data
+@options.run
+@options.estimate_options
+@options.num_data
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Directory to write to; RUN if not given.")
 def evaluate_command(
     run: Path, data: str | None, root: str | None, num_data: int | None, out: Path | None, **how: Any
@@ -168,7 +82,7 @@ def evaluate_command(
 
     opened = runs.open_run(run, data=data, root=root)
     batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, how["seed"])
-    choice = _take_choice(how)
+    choice = options.take_choice(how)
     result = _estimate(opened, batch, choice, **how)
     folder = out or run
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,10 +91,10 @@ def evaluate_command(
 
 
 @main.command("compare")
-@_data_options
+@options.data_options
 @click.option("--models", default=None, help="Comma-separated rows; the defaults for the data if not given.")
-@_choice
-@_num_data
+@options.choice
+@options.num_data
 @click.option("--fits", type=click.IntRange(1), default=1, help="Fits of each row, from seeds that follow each other.")
 @click.option(
     "--groups",
@@ -190,9 +104,9 @@ def evaluate_command(
 )
 @click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting of the rows fitted by SVI.")
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Rows fitted side by side; on a CPU one per core.")
-@_out
-@_resume
-@_machine
+@options.out
+@options.resume
+@options.machine
 def compare_command(
     models: str | None,
     num_data: int | None,
@@ -210,9 +124,9 @@ def compare_command(
     from pyro_vae import study
     from pyro_vae.estimators.evaluate import pick_device
 
-    threads, choice = data.pop("threads"), _take_choice(data)
-    device = str(pick_device(_checked(data.pop("device"))))
-    base = _config(data, model="vae")
+    threads, choice = data.pop("threads"), options.take_choice(data)
+    device = str(pick_device(options.checked(data.pop("device"))))
+    base = options.config(data, model="vae")
     loaded = base.load_data()
     wanted = models and [name.strip() for name in models.split(",")]
     entries = study.named_entries(loaded, wanted) if wanted else study.default_entries(loaded)
@@ -234,7 +148,7 @@ def compare_command(
             progress=not quiet and workers == 1,
         )
         for entry in entries
-        for name, config in study.fits_of(entry, base, _values(fit), fits)
+        for name, config in study.fits_of(entry, base, options.values(fit), fits)
     ]
     click.echo(f"{loaded.name}: {len(loaded.train)} train, {len(loaded.valid)} valid, {len(loaded.test)} test")
     click.echo(f"rows: {', '.join(entry.name for entry in entries)} ({workers} at a time on {device})")
@@ -269,13 +183,13 @@ def _report(work: "list[Job]", data_name: str, out: Path, clusters: "np.ndarray 
     type=click.Path(exists=True, file_okay=False, path_type=Path),
 )
 @click.option("--curve", default="1,10,100,1000,5000", help="Particles at which the bound is drawn.")
-@_estimator("ais")
-@_settings
-@_num_data
-@_moved
-@_seed
-@_machine
-@_out
+@options.estimator("ais")
+@options.settings
+@options.num_data
+@options.moved
+@options.seed
+@options.machine
+@options.out
 def bounds_command(
     run_paths: tuple[Path, ...],
     curve: str,
@@ -292,7 +206,7 @@ def bounds_command(
     from pyro_vae.bounds import compare_bounds
     from pyro_vae.estimators.choice import TUNED, Choice
 
-    choice, device = _take_choice(how), _prepare(how)
+    choice, device = options.take_choice(how), options.prepare(how)
     opened = {path.name: runs.open_run(path, data=data, root=root) for path in run_paths}
     if len(opened) < len(run_paths):
         raise click.BadParameter("runs must have different folder names", param_hint="RUN...")
@@ -307,7 +221,7 @@ def bounds_command(
     found = compare_bounds(
         {name: run.model for name, run in opened.items()},
         batch,
-        num_particles=_numbers(curve),
+        num_particles=options.numbers(curve),
         best=best,
         seed=seed,
         device=device,
@@ -319,18 +233,11 @@ def bounds_command(
     click.echo("\n".join(f"wrote {path}" for path in paths))
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"expected whole numbers with commas, got {text!r}", param_hint="--curve") from error
-
-
 @main.command("sample")
-@_run
+@options.run
 @click.option("--num", type=click.IntRange(1), default=8, help="Draws; given labels or quadrants, of each row.")
 @click.option("--label", type=int, default=None, help="One class only, for a model given labels.")
-@_moved
+@options.moved
 @click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="PNG to write; RUN/samples.png if not given."
@@ -356,7 +263,7 @@ def sample_command(
     if path.suffix != ".png":
         raise click.BadParameter(f"expected a file that ends in .png, got {path}", param_hint="--out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = pictures.draw_samples(opened, num=num, seed=seed, label=label, device=_checked(device))
+    drawn = pictures.draw_samples(opened, num=num, seed=seed, label=label, device=options.checked(device))
     pictures.plot_samples(opened, drawn, path, num=num, seed=seed)
     arrays: dict[str, Any] = {name: values.numpy() for name, values in drawn.items()}
     np.savez(path.with_suffix(".npz"), **arrays)
@@ -364,11 +271,11 @@ def sample_command(
 
 
 @main.command("score")
-@_run
+@options.run
 @click.argument("images", type=click.Path(exists=True, path_type=Path))
-@_estimate_options
+@options.estimate_options
 @click.option("--binarize", is_flag=True, help="Draw bits from grey levels, for a model of bits.")
-@_out
+@options.out
 @click.option("--top", type=click.IntRange(1), default=10, help="Outliers to print.")
 def score_command(
     run: Path, images: Path, data: str | None, root: str | None, binarize: bool, out: Path, top: int, **how: Any
@@ -378,7 +285,7 @@ def score_command(
 
     opened = runs.open_run(run, data=data, root=root)
     batch = scoring.read_batch(images, opened, binarize=binarize, seed=how["seed"])
-    choice = _take_choice(how)
+    choice = options.take_choice(how)
     result = _estimate(opened, batch, choice, **how)
     out.mkdir(parents=True, exist_ok=True)
     ranked = scoring.rank(result)
@@ -389,79 +296,17 @@ def score_command(
         click.echo(f"wrote {path}")
 
 
-def _take_choice(options: dict[str, Any]) -> "Choice":
-    """The estimator's settings, taken out of the options."""
-    from pyro_vae.estimators.choice import TUNED, Choice
-
-    settings = {name: options.pop(name) for name in (*CHOICE, *ANNEALING)}
-    factor = settings["overdispersion"]
-    if factor not in (None, TUNED):
-        try:
-            settings["overdispersion"] = float(factor)
-        except ValueError as error:
-            raise click.BadParameter(
-                f"expected a number or {TUNED!r}, got {factor!r}", param_hint="--overdispersion"
-            ) from error
-    return Choice(**settings)
-
-
 def _estimate(
     opened: "Run", batch: "Batch", choice: "Choice", *, seed: int, quiet: bool, **machine: Any
 ) -> "LogLikelihood":
     """The held-out log p of a batch, printed as a table."""
     from pyro_vae.estimators.evaluate import log_likelihood
 
-    device = _prepare(machine)
+    device = options.prepare(machine)
     how = choice.build(opened.model, opened.data.valid, seed=seed, device=device)
     result = log_likelihood(opened.model, batch, estimator=how, seed=seed, device=device, progress=not quiet)
     _print_result(opened.config.model, result)
     return result
-
-
-def _prepare(options: dict[str, Any]) -> str | None:
-    """Set the number of threads and take the device out of the options."""
-    import torch
-
-    threads = options.pop("threads")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return _checked(options.pop("device"))
-
-
-def _checked(device: str | None) -> str | None:
-    """The device, if there is one of this name."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise click.BadParameter(f"no device {device!r}: {reason}", param_hint="--device") from error
-    return device
-
-
-def _config(data: dict[str, Any], **rest: Any) -> "Config":
-    from pyro_vae.runs import Config
-
-    quadrants = data.pop("quadrants")
-    if quadrants is not None and data["given"] != "quadrants":
-        raise click.UsageError("--quadrants needs --given quadrants")
-    return Config(**data, quadrants=quadrants or 1, **rest)
-
-
-def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE as Python values where they are literals (16, 200,200, None), as text elsewhere."""
-    values = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or not name:
-            raise click.BadParameter(f"expected NAME=VALUE, got {pair!r}")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        values[name] = list(value) if isinstance(value, tuple) else value
-    return values
 
 
 def _print_result(name: str, result: "LogLikelihood") -> None:

@@ -8,7 +8,8 @@ import torch
 from commands import FEW_EPOCHS, call, trained
 
 import pyro_vae as pv
-from pyro_vae.estimators.choice import ANNEALED, ESTIMATORS, PARTICLES, Choice
+from pyro_vae.estimators.choice import ANNEALED, PARTICLES, Choice
+from pyro_vae.estimators.names import ESTIMATORS
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import open_run
 

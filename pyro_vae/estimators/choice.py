@@ -10,6 +10,7 @@ from pyro_vae.estimators.estimate import Estimator
 from pyro_vae.estimators.exact import exact
 from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.multilevel import multilevel
+from pyro_vae.estimators.names import ESTIMATORS, PROPOSALS
 from pyro_vae.estimators.proposals import Proposal, defensive, overdispersed, refined
 from pyro_vae.estimators.router import router
 from pyro_vae.estimators.sandwich import sandwich
@@ -18,8 +19,6 @@ from pyro_vae.estimators.tuning import tune_overdispersion
 if TYPE_CHECKING:
     from pyro_vae.data import Batch
 
-ESTIMATORS = ("exact", "is", "is-jackknife", "multilevel", "ais", "smc", "router")
-PROPOSALS = ("guide", "overdispersed", "defensive", "refined")
 PARTICLES = {"is": 5000, "is-jackknife": 5000, "multilevel": 500, "router": 1000}
 WITH_PROPOSAL = ("is", "is-jackknife", "multilevel", "ais", "smc")
 ANNEALED = ("ais", "smc", "router")

@@ -1,0 +1,4 @@
+"""The words by which the command line and a run directory name estimators and proposals; costs no import."""
+
+ESTIMATORS = ("exact", "is", "is-jackknife", "multilevel", "ais", "smc", "router")
+PROPOSALS = ("guide", "overdispersed", "defensive", "refined")
