@@ -126,7 +126,7 @@ def _ask(case: Case, covered: np.ndarray, warned: float) -> tuple[str, bool]:
     if index is not None and index >= 0.7 - 1e-9:
         least = 1.0 if index >= 0.9 - 1e-9 else 0.95
         return f"flagged {'all' if least == 1 else '>= 95%'}", warned >= least
-    if len(covered) < 20:
+    if len(covered) == 0:
         return "no claim without a warning", True
     low, high = binomial_band(len(covered))
     if covered.all() and index is not None and abs(index) < 1e-9:
@@ -142,3 +142,11 @@ def rows(small: bool, name: str) -> Iterator[Row]:
     repeats, num_data, particles = (25, 5, 200) if small else (400, 20, 1000)
     yield of_means(case, repeats, num_data, pv.importance_sampling(particles), f"IS-{particles}")
     yield of_means(case, repeats, num_data, pv.multilevel(particles // 2), f"multilevel-{particles // 2}")
+    if name == "vae":  # its guide is too narrow to be trusted; the cure is a better proposal
+        better = pv.refined()
+        estimators = {
+            "IS": pv.importance_sampling(particles, proposal=better),
+            "multilevel": pv.multilevel(particles // 2, proposal=better),
+        }
+        for kind, estimator in estimators.items():
+            yield of_means(case, repeats, num_data, estimator, f"{kind}-{estimator.num_particles}, refined proposal")
