@@ -77,8 +77,9 @@ def save_netcdf(results: Results, path: str | Path) -> Path:
 
     It holds `log_prob`, `variance`, `ess`, `khat`, `elbo`, ... with dimensions (fit, datum), NaN where a result
     has none; `model`, `direction`, `estimator`, `num_particles`, `seed`, `mean_log_prob`, `bias_bound` and `warning`
-    of each fit; `quantity`, `space` and `sha256` as attributes. `load_netcdf` reads it back digit for digit,
-    `arviz.from_netcdf` as an InferenceData (0.23) or DataTree (1.x). Only results that `compare` accepts go together;
+    of each fit; `cluster` of each datum, where there are clusters; `quantity`, `space`, `sha256` and `level` as
+    attributes. `load_netcdf` reads the results back digit for digit, `arviz.from_netcdf` all of it as an InferenceData
+    (0.23) or DataTree (1.x). Only results that `compare` accepts go together;
     the `marginal` of a result is another quantity, and is left to a file of its own.
 
     Args:
@@ -101,7 +102,9 @@ def save_netcdf(results: Results, path: str | Path) -> Path:
 
 
 def load_netcdf(path: str | Path) -> dict[str, LogLikelihood | list[LogLikelihood]]:
-    """Read what `save_netcdf` wrote, ready for `compare`: model name to its result, or to a list of several fits.
+    """The results that `save_netcdf` wrote, ready for `compare`: model name to its result, or to a list of fits.
+
+    Clusters and level are settings of the comparison: give them to `compare` again.
 
     Raises:
         ValueError: the file is another netCDF file.
@@ -150,8 +153,12 @@ def _dataset(comparison: Comparison) -> Any:
     }
     columns = {name: ("fit", np.array(values, dtype=object)) for name, values in texts.items()}
     columns |= {name: ("fit", np.array(values)) for name, values in numbers.items()}
-    units = {"units": "nats", "space": str(fits[0].space), "sha256": fits[0].digest, "quantity": fits[0].quantity}
-    return Dataset({**arrays, **columns}, attrs=units)
+    if comparison.num_clusters is not None:
+        columns["cluster"] = ("datum", comparison.clusters.index)
+    first = fits[0]
+    same: dict[str, Any] = {"units": "nats", "space": str(first.space), "sha256": first.digest}
+    same |= {"quantity": first.quantity, "level": comparison.level}
+    return Dataset({**arrays, **columns}, attrs=same)
 
 
 def _dtypes(fit: LogLikelihood) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,10 +217,11 @@ def _row(
     device: str | torch.device | None,
     progress: bool,
 ) -> BoundRow:
-    result = log_likelihood(model, batch, guide=guide, estimator=scoring, seed=seed, device=device, progress=progress)
+    how: dict[str, Any] = {"estimator": scoring, "seed": seed, "device": device, "progress": progress}
+    result = log_likelihood(model, batch, guide=guide, marginal=False, **how)
     if scoring.curve is None or scoring.sampled is None:  # no latent sites: log p(x) is exact, the estimator not asked
         return BoundRow(name, flat(scoring.sizes, result.log_prob), result, result)
-    sampled = replace(result, **vars(scoring.sampled), marginal=None)
+    sampled = replace(result, **vars(scoring.sampled))
     return BoundRow(name, scoring.curve, sampled, result, scoring.remark)
 
 

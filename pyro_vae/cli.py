@@ -100,7 +100,7 @@ def evaluate_command(
     "--groups",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=None,
-    help="An .npy file with a label per test datum: data of one label are not independent.",
+    help="An .npy file with a label for each of all test data: those of one label are not independent.",
 )
 @click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting of the rows fitted by SVI.")
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Rows fitted side by side; on a CPU one per core.")

@@ -93,7 +93,8 @@ def _repeated(row: Row) -> list[str]:
     different = {fit.log_prob.tobytes() for fit in row.fits}
     if len(different) == len(row.fits):
         return []
-    return [f"Note: {row.model}: of {len(row.fits)} fits only {len(different)} differ; was each seeded differently?"]
+    found = f"of {len(row.fits)} fits {len(different)} {'is' if len(different) == 1 else 'are'} different"
+    return [f"Note: {row.model}: {found}: nothing in its fit is random, or seeds were used twice"]
 
 
 def _stages(fit: LogLikelihood) -> list[str]:

@@ -180,13 +180,14 @@ def apart() -> Iterator[None]:
         _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:] = handlers, plates
 
 
-def check_density(pair: Pair, args: tuple[Tensor, ...], what: str) -> None:
+def check_density(pair: Pair, args: tuple[Tensor, ...], what: str, instead: str = "plain importance sampling") -> None:
     """Raise a ValueError unless the guide can give log q at values that it did not draw itself.
 
     Args:
         pair: model and guide.
         args: of two data or more; two are used.
         what: what needs the density, for the message.
+        instead: what does not, for the message.
     """
     few = tuple(arg[:2] for arg in args)
     with torch.no_grad():
@@ -198,7 +199,7 @@ def check_density(pair: Pair, args: tuple[Tensor, ...], what: str) -> None:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise ValueError(
                 f"{what} needs log q(z | x) at any z, and this guide can give it at its own draws only ({reason}); use "
-                "a guide with a density, or plain importance sampling"
+                f"a guide with a density, or {instead}"
             ) from error
     if not torch.allclose(again, log_q, rtol=1e-3, atol=1e-2):
         raise ValueError(

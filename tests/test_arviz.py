@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import xarray
 
 from pyro_vae.arviz import GROUP, load_netcdf, save_netcdf, to_arviz
 from pyro_vae.comparison import compare
@@ -153,6 +154,15 @@ def test_arviz_opens_the_file_and_sees_every_figure(tmp_path) -> None:
     assert np.isnan(group["khat"].values[2]).all()
     assert (group.attrs["space"], group.attrs["sha256"], group.attrs["units"]) == ("Quantized(17)", "ab" * 32, "nats")
     tree.close()
+
+
+def test_clusters_and_level_are_in_the_file(tmp_path) -> None:
+    groups = np.arange(NUM_DATA) // 4
+    path = save_netcdf(compare(three(), groups=groups, level=0.9), tmp_path / "clusters.nc")
+    with xarray.open_dataset(path, group="held_out", engine="h5netcdf") as dataset:
+        np.testing.assert_array_equal(dataset["cluster"].values, groups)
+        assert dataset.attrs["level"] == 0.9
+    assert set(load_netcdf(path)) == set(three())
 
 
 def test_unlike_results_do_not_share_a_file(tmp_path) -> None:

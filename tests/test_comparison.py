@@ -572,7 +572,7 @@ def test_row_of_several_fits_is_their_mean_and_says_so() -> None:
     table = comparison.table()
     assert "3 fits" in table
     assert "1.155" in table  # sd over fits
-    assert "of 3 fits only 2 differ" in table
+    assert "of 3 fits 2 are different" in table
     assert "3 fits of vae: a claim about a method needs at least 5." in comparison.sentences()
     assert any(text.startswith("One fit of gmm:") for text in comparison.sentences())
 

@@ -148,7 +148,7 @@ class Annealer:
                 f"summed out at every step (at most {MAX_STATES}); use importance_sampling(num_particles=...)"
             )
         if settings.start == "guide":
-            traces.check_density(pair, args, "annealing from the guide")
+            traces.check_density(pair, args, "annealing from the guide", "start='prior'")
 
     def _kinds(self) -> str:
         states = self.latents.num_states

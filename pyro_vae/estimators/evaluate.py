@@ -35,6 +35,7 @@ def log_likelihood(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
+    marginal: bool = True,
 ) -> LogLikelihood:
     """Held-out log p(x_n) of each datum, with errors, direction and diagnostics.
 
@@ -57,6 +58,7 @@ def log_likelihood(
         seed: seed of the noise; the same seed gives the same digits on the same kind of device.
         device: where to compute; a GPU if there is one, or for plain functions where `batch` lies.
         progress: show a progress bar.
+        marginal: for a model given labels, whether to estimate log p(x) beside log p(x | label).
 
     Returns:
         Per-datum log p in nats, higher is better; its direction says which side of the truth it lies on.
@@ -83,10 +85,9 @@ def log_likelihood(
         seconds = time.perf_counter() - started
         labels = getattr(model, "context", None)
         whole = None
-        if isinstance(labels, spaces.Labels):
-            marginal = _marginal(estimate, estimator, pair, args, labels, seed, progress)
+        if marginal and isinstance(labels, spaces.Labels):
             whole = LogLikelihood(
-                **vars(marginal),
+                **vars(_marginal(estimate, estimator, pair, args, labels, seed, progress)),
                 space=space,
                 seed=seed,
                 seconds=time.perf_counter() - started,
