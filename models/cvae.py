@@ -1,15 +1,16 @@
 """Conditional VAE: p(y | x) with a recognition network q(z | y, x) and a learned conditional prior p(z | x)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..guides.mean_field import MeanField
-from ..networks import MLPEncoder, make_decoder, make_encoder
+from ..guides import family
+from ..networks import make_decoder, make_encoder
+from ..priors import LearnedConditional, StandardNormal
 from ..spaces import Binary, Labels, Quadrants, Quantized, Real, Space
 from ..traces import announce
 
@@ -23,15 +24,17 @@ class CVAE(nn.Module):
         latent_dim: number of latents.
         hidden_dims: widths of the recognition network's layers; the decoder mirrors them.
         prior: "learned" for p(z | x) by a network of the context, "standard" for N(0, I).
-        network: "mlp" or "conv" (whole images only).
+        network: "mlp", or "conv" or "resnet" (whole images only).
         activation: "tanh", "relu", "silu" or "elu".
+        guide: family of q(z | y, x): a name in guides/, "FILE.py:NAME", a class built as `Family(in_dim, latent_dim)`,
+            or a module; see `pyro_vae.guides.family`.
+        guide_options: further arguments of the family.
 
     Source: Sohn, Lee, Yan, "Learning Structured Output Representation using Deep Conditional Generative Models",
     2015 (NeurIPS).
     """
 
     spaces = (Binary, Quantized, Real)
-    zero: Tensor
 
     def __init__(
         self,
@@ -43,43 +46,54 @@ class CVAE(nn.Module):
         prior: str = "learned",
         network: str = "mlp",
         activation: str = "tanh",
+        guide: family.Choice = "mean_field",
+        guide_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if prior not in ("learned", "standard"):
             raise ValueError(f"prior must be 'learned' or 'standard', got {prior!r}")
         self.space, self.context, self.latent_dim = space, context, latent_dim
         self.encoder = make_encoder(network, space.shape, hidden_dims, activation, context.num_dims)
-        self.posterior = MeanField(self.encoder.out_dim, latent_dim)
-        self.prior_net = None
-        if prior == "learned":
-            prior_encoder = MLPEncoder((context.num_dims,), hidden_dims[-1:], activation)
-            self.prior_net = nn.Sequential(prior_encoder, MeanField(prior_encoder.out_dim, latent_dim))
+        self.posterior = family.make_posterior(guide, self.encoder.out_dim, latent_dim, guide_options)
+        self.code_prior = (
+            LearnedConditional(context.num_dims, hidden_dims[-1], latent_dim, activation)
+            if prior == "learned"
+            else StandardNormal(latent_dim)
+        )
         self.decoder = make_decoder(
             network, latent_dim + context.num_dims, hidden_dims, space.num_params, space.shape, activation
         )
-        self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def prior(self, context: Tensor) -> TorchDistribution:
         """p(z | x), or N(0, I)."""
-        if self.prior_net is not None:
-            return self.prior_net(context)
-        loc = self.zero.expand(self.latent_dim)
-        return dist.Normal(loc, loc + 1, validate_args=False).to_event(1)
+        return self.code_prior(context)
+
+    def likelihood(self, z: Tensor, context: Tensor) -> TorchDistribution:
+        """p(y | z, x)."""
+        code = torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)  # (batch, latent_dim + context_dim)
+        return self.space.likelihood(self.decoder(code))
+
+    def features(self, obs: Tensor, context: Tensor) -> Tensor:
+        """What q(z | y, x) knows of y and x, (batch, hidden_dim)."""
+        return self.encoder(self.space.to_unit(obs), context)
 
     def model(self, obs: Tensor, context: Tensor) -> None:
         """p(y, z | x)."""
         announce(self)
         with pyro.plate("data", len(obs), dim=-1):
             z = pyro.sample("z", self.prior(context))  # (batch, latent_dim)
-            code = torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)  # (batch, latent_dim + context_dim)
-            pyro.sample("obs", self.space.likelihood(self.decoder(code)), obs=obs)  # p(y | z, x)
+            family.extend(self.posterior, z, lambda: self.features(obs, context))
+            pyro.sample("obs", self.likelihood(z, context), obs=obs)
 
     def guide(self, obs: Tensor, context: Tensor) -> None:
         """q(z | y, x)."""
         announce(self)
         with pyro.plate("data", len(obs), dim=-1):
-            features = self.encoder(self.space.to_unit(obs), context)  # (batch, hidden_dim)
-            pyro.sample("z", self.posterior(features))
+            family.sample(self.posterior, self.features(obs, context), lambda z: self.log_joint(z, obs, context))
+
+    def log_joint(self, z: Tensor, obs: Tensor, context: Tensor) -> Tensor:
+        """Log p(y, z | x), shape (..., batch), nats."""
+        return self.prior(context).log_prob(z) + self.likelihood(z, context).log_prob(obs)
 
     def initialize(self, obs: Tensor) -> None:
         """Start the decoder at the mean image of the training data."""

@@ -161,8 +161,8 @@ class Mixture(TorchDistribution):
 
     Args:
         logits: log π up to a constant, shape (K,).
-        components: the p_k, one of the classes `...Components` below: `log_prob` of rows (n, D) is (n, K), nats, and
-            `draw(k, num)` gives rows (num, D) of p_k.
+        components: the p_k, one of the classes `...Components` below: `log_prob` of rows (n, D) is (n, K), nats,
+            `draw(k, num)` gives rows (num, D) of p_k, and `support` is that of one pixel.
         shape: event shape of one observation, D = prod(shape).
         batch_shape: leading shape of independent copies.
     """
@@ -178,6 +178,11 @@ class Mixture(TorchDistribution):
     ) -> None:
         self.log_weights, self.components = logits.log_softmax(-1), components
         super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Rows of what the components have in one pixel."""
+        return constraints.independent(self.components.support, len(self.event_shape))
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> "Mixture":
         return Mixture(self.log_weights, self.components, self.event_shape, batch_shape)
@@ -202,6 +207,10 @@ class Mixture(TorchDistribution):
 class Components(Protocol):
     """What a `Mixture` mixes."""
 
+    @property
+    def support(self) -> constraints.Constraint:
+        """Of one pixel."""
+
     def log_prob(self, rows: Tensor) -> Tensor:
         """Log p_k of rows (n, D), shape (n, K), nats."""
 
@@ -211,6 +220,8 @@ class Components(Protocol):
 
 class BernoulliComponents:
     """Independent Bernoulli pixels, by logits (K, D)."""
+
+    support = constraints.boolean
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -229,6 +240,7 @@ class LevelComponents:
 
     def __init__(self, log_mass: Tensor) -> None:
         self.log_mass = log_mass
+        self.support = constraints.integer_interval(0, log_mass.shape[-1] - 1)
 
     def log_prob(self, rows: Tensor) -> Tensor:
         """Log masses, one look-up per pixel and component; shape (n, K)."""
@@ -251,6 +263,8 @@ class NormalComponents:
 
     (x - μ)²/σ² is three matrix products that nearly cancel where σ is small, so they are taken in float64.
     """
+
+    support = constraints.real
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         self.loc, self.scale = loc, scale
@@ -277,6 +291,8 @@ class CorrelatedComponents:
         factor: lower triangular L (K, D, D) with Σ_k = L_k L_k', or loadings W (K, D, q).
         scale: None, or isotropic noise σ (K, 1), and then Σ_k = W_k W_k' + σ_k² I.
     """
+
+    support = constraints.real
 
     def __init__(self, loc: Tensor, factor: Tensor, scale: Tensor | None = None) -> None:
         self.dtype = loc.dtype

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import resnet
+
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU}
-NETWORKS = ("mlp", "conv")
+NETWORKS = ("mlp", "conv", "resnet")
 
 
 def activation_named(name: str) -> type[nn.Module]:
@@ -65,7 +67,10 @@ class MLPDecoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Images (..., [channels,] height, width), optionally with a context, to features (..., hidden_dim)."""
+    """Images (..., [channels,] height, width), optionally with a context, to features (..., hidden_dim).
+
+    The convolutions halve the image once per entry of `channels`; with `residual` they are those of `resnet`.
+    """
 
     def __init__(
         self,
@@ -74,16 +79,14 @@ class ConvEncoder(nn.Module):
         hidden_dim: int,
         activation: str,
         context_dim: int = 0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         act = activation_named(activation)
         self.image, self.out_dim = _with_channels(shape), hidden_dim
         self.event_dim = len(shape)
-        sizes = [self.image[0], *channels]
-        layers: list[nn.Module] = []
-        for size_in, size_out in zip(sizes, channels, strict=False):
-            layers += [nn.Conv2d(size_in, size_out, 3, stride=2, padding=1), act()]
-        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        down = resnet.down if residual else _down
+        self.convolutions = nn.Sequential(*down(self.image[0], channels, act), nn.Flatten())
         height, width = _sizes(self.image[1:], len(channels))[-1]
         self.head = nn.Sequential(nn.Linear(channels[-1] * height * width + context_dim, hidden_dim), act())
 
@@ -94,7 +97,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Codes (..., in_dim) to parameters (..., num_params, *shape) of an image."""
+    """Codes (..., in_dim) to parameters (..., num_params, *shape) of an image, the mirror image of `ConvEncoder`."""
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class ConvDecoder(nn.Module):
         num_params: int,
         shape: Sequence[int],
         activation: str,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         act = activation_named(activation)
@@ -111,16 +115,10 @@ class ConvDecoder(nn.Module):
         self.out_shape = (num_params, *shape)
         sizes = _sizes(image[1:], len(channels))
         self.seed_shape = (channels[-1], *sizes[-1])
-        self.head = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim), act(), nn.Linear(hidden_dim, math.prod(self.seed_shape)), act()
-        )
-        layers: list[nn.Module] = []
-        for level in range(len(channels) - 1, -1, -1):
-            out = channels[level - 1] if level else num_params * image[0]
-            odd = 1 - sizes[level][0] % 2, 1 - sizes[level][1] % 2  # 28 → 14 → 7 on the way down: 7 → 14 needs one more
-            layers.append(nn.ConvTranspose2d(channels[level], out, 3, stride=2, padding=1, output_padding=odd))
-            layers += [act()] if level else []
-        self.convolutions = nn.Sequential(*layers)
+        head = [nn.Linear(in_dim, hidden_dim), act(), nn.Linear(hidden_dim, math.prod(self.seed_shape))]
+        self.head = nn.Sequential(*head, *([] if residual else [act()]))  # a residual block has its own, in front
+        up = resnet.up if residual else _up
+        self.convolutions = nn.Sequential(*up(channels, num_params * image[0], sizes, act))
         self.bias = nn.Parameter(torch.zeros(self.out_shape))
 
     def forward(self, code: Tensor) -> Tensor:
@@ -136,13 +134,27 @@ class ConvDecoder(nn.Module):
 def make_encoder(
     network: str, shape: Sequence[int], hidden_dims: Sequence[int], activation: str, context_dim: int = 0
 ) -> MLPEncoder | ConvEncoder:
-    """An encoder by name: "mlp" with layers `hidden_dims`, or "conv", 32 and 64 channels and then the last of them."""
+    """An encoder by name: "mlp" with layers `hidden_dims`; "conv" or "resnet" with `CHANNELS`, then the last of them.
+
+    Args:
+        network: "mlp", "conv" or "resnet".
+        shape: of an observation; an image for the last two.
+        hidden_dims: widths of the layers, from the observation on.
+        activation: "tanh", "relu", "silu" or "elu".
+        context_dim: number of entries of the context, 0 for none.
+
+    Returns:
+        A network from (..., *shape), and (..., context_dim), to features (..., hidden_dims[-1]).
+
+    Raises:
+        ValueError: an unknown name, no layer, or a shape that is no image.
+    """
     if not hidden_dims:
         raise ValueError("hidden_dims must hold at least one layer, got none")
-    if network == "conv":
-        return ConvEncoder(_image(shape), CHANNELS, hidden_dims[-1], activation, context_dim)
     _check_name(network)
-    return MLPEncoder(shape, hidden_dims, activation, context_dim)
+    if network == "mlp":
+        return MLPEncoder(shape, hidden_dims, activation, context_dim)
+    return ConvEncoder(_image(shape), CHANNELS, hidden_dims[-1], activation, context_dim, network == "resnet")
 
 
 def make_decoder(
@@ -153,14 +165,34 @@ def make_decoder(
     shape: Sequence[int],
     activation: str,
 ) -> MLPDecoder | ConvDecoder:
-    """A decoder by name, the mirror image of `make_encoder`."""
-    if network == "conv":
-        return ConvDecoder(in_dim, hidden_dims[-1], CHANNELS, num_params, _image(shape), activation)
+    """A decoder by name, the mirror image of `make_encoder`, from codes (..., in_dim) to (..., num_params, *shape)."""
     _check_name(network)
-    return MLPDecoder(in_dim, hidden_dims[::-1], num_params, shape, activation)
+    if network == "mlp":
+        return MLPDecoder(in_dim, hidden_dims[::-1], num_params, shape, activation)
+    residual = network == "resnet"
+    return ConvDecoder(in_dim, hidden_dims[-1], CHANNELS, num_params, _image(shape), activation, residual)
 
 
 CHANNELS = (32, 64)
+
+
+def _down(in_channels: int, channels: Sequence[int], act: type[nn.Module]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for size_in, size_out in zip([in_channels, *channels], channels, strict=False):
+        layers += [nn.Conv2d(size_in, size_out, 3, stride=2, padding=1), act()]
+    return layers
+
+
+def _up(
+    channels: Sequence[int], out_channels: int, sizes: Sequence[tuple[int, int]], act: type[nn.Module]
+) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for level in range(len(channels) - 1, -1, -1):
+        out = channels[level - 1] if level else out_channels
+        odd = 1 - sizes[level][0] % 2, 1 - sizes[level][1] % 2  # 28 → 14 → 7 on the way down: 7 → 14 needs one more
+        layers.append(nn.ConvTranspose2d(channels[level], out, 3, stride=2, padding=1, output_padding=odd))
+        layers += [act()] if level else []
+    return layers
 
 
 def _check_name(network: str) -> None:

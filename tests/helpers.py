@@ -11,6 +11,7 @@ from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real
 
 SIZES = {  # for any constructor that has an argument of this name
     "latent_dim": 2,
+    "latent_dims": (2, 1),
     "hidden_dim": 8,
     "hidden_dims": (8, 8),
     "num_components": 2,

@@ -227,9 +227,10 @@ def test_plain_svi_gives_the_parameters_of_fit(case):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9, msg=lambda text, name=name: name + text)
 
 
+@pytest.mark.parametrize("network", ["conv", "resnet"])
 @pytest.mark.parametrize("case", CONV, ids=case_id)
-def test_convolutions_take_images_of_odd_size_and_colour(case):
-    model, args = build(case, network="conv"), random_args(case, 3)
+def test_convolutions_take_images_of_odd_size_and_colour(case, network):
+    model, args = build(case, network=network), random_args(case, 3)
     assert all(bool(grad.isfinite().all()) and bool(grad.any()) for grad in elbo_gradients(model, args).values())
     pair = traces.as_pair(model)
     with torch.no_grad():
