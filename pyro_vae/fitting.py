@@ -13,6 +13,7 @@ from pyro_vae import checkpoint, svi, traces
 from pyro_vae.data import Data
 from pyro_vae.estimators.evaluate import pick_device
 from pyro_vae.history import History, write_rows
+from pyro_vae.settings import check_choice
 from pyro_vae.traces import Program
 
 METHODS = ("svi", "maximum_likelihood")
@@ -33,9 +34,15 @@ def fit(
 ) -> History:
     """Fit a model in place: parameters with the best validation ELBO at the end.
 
-    SVI maximises the ELBO, E_q [log p(x, z) - log q(z | x)], by Adam on minibatches, no datum left out; selection sees
-    the training and validation data only. A model with the method `maximum_likelihood` (EM, closed form) is fitted by
-    it unless `method` says "svi".
+    SVI maximises the ELBO, E_q [log p(x, z) - log q(z | x)], or another objective, by Adam on minibatches, no datum
+    left out; selection sees the training and validation data only. A model with the method `maximum_likelihood` (EM,
+    closed form) is fitted by it unless `method` says "svi".
+
+    Objectives: "elbo" (or "trace"), the default; "mean_field", with closed-form divergences; "beta", the ELBO that asks
+    for `beta` or a schedule; "iwae", the importance weighted bound L_K; "renyi", the bound of order `alpha`; "dreg",
+    L_K with doubly reparameterised gradients; "sticking_the_landing", the ELBO without the score term in its gradient;
+    "free_bits", with a floor under the divergences. See `pyro_vae.objectives` for formulas and sources. All but "elbo"
+    and "beta" need a guide whose draws are differentiable.
 
     Args:
         model: one of our models, or a torch module that is a Pyro model.
@@ -48,20 +55,27 @@ def fit(
         progress: show a bar with ELBO, images/s and the time left.
         seed: seed of everything random.
         **settings: for SVI the fields of `svi.Settings`: num_epochs, batch_size, learning_rate, schedule ("one_cycle",
-            "cosine", "constant"), adam_eps, kl_warmup (epochs over which the KL weight rises to 1), objective
-            ("trace", "mean_field"), num_particles, patience (epochs without a better validation ELBO), validate_every.
-            Otherwise passed on to the model's `maximum_likelihood`.
+            "cosine", "constant"), adam_eps, objective, num_particles (K), alpha (of "renyi", not 1), free_bits (the
+            floor of "free_bits", nats per latent dimension), beta (weight of log p(z) - log q(z | x)), kl_schedule of
+            that weight ("linear", "cyclical"), kl_warmup (epochs over which it rises, if linear), num_cycles (if
+            cyclical), patience (epochs without a better validation ELBO), validate_every. Otherwise passed on to the
+            model's `maximum_likelihood`.
 
     Returns:
-        The history. Ctrl-C ends the fit early: the best parameters are kept and the status says "interrupted".
+        The history, in nats per datum. `valid_elbo` is a lower bound on log p whatever the objective: L_K for "iwae"
+        and "dreg", the Rényi bound for "renyi" (L_K if alpha < 0), the ELBO for the others, with no weight and no
+        floor; by it the parameters are chosen. `train_elbo` is the same for the training data, and None where what was
+        maximised is no bound: with a KL weight other than 1, free bits, or alpha < 0. Ctrl-C ends the fit early: the
+        best parameters are kept and the status says "interrupted".
 
     Raises:
         NonFiniteLoss: at the first NaN or infinite loss, naming the step and the site.
-        ValueError: for settings that make no sense, or a checkpoint of other settings.
+        ValueError: for settings that make no sense, a guide that the objective cannot use, or a checkpoint of other
+            settings.
     """
     own_way: Any = getattr(model, "maximum_likelihood", None)
     method = method or ("svi" if own_way is None else "maximum_likelihood")
-    svi.check_choice("method", method, METHODS)
+    check_choice("method", method, METHODS)
     kinds, own = getattr(model, "spaces", None), getattr(model, "space", data.space)
     if own != data.space or (kinds and not isinstance(data.space, kinds)):
         raise ValueError(

@@ -1,70 +1,33 @@
-"""Stochastic variational inference: one fit by a Pyro ELBO and one torch optimizer, its history and its checkpoint."""
+"""Stochastic variational inference: one fit by one objective and one torch optimizer, its history, its checkpoint."""
 
 import copy
 import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_vae import checkpoint, traces
+from pyro_vae import checkpoint, schedules, traces
 from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
+from pyro_vae.objectives import Objective, make_objective
 from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness
+from pyro_vae.settings import Settings, up_to_date
 from pyro_vae.traces import Pair
 
-OBJECTIVES = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
-SCHEDULES = ("constant", "cosine", "one_cycle")
-VALID_ROWS = 2000  # data per block of the validation ELBO
+VALID_ROWS = 2000  # particles and data per block of the validation ELBO
 SAVE_SECONDS = 10.0  # a checkpoint at most this often, and always at the end
 
 
 class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the site that went bad."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the course of an SVI fit; see `fit`."""
-
-    num_epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    schedule: str = "one_cycle"
-    adam_eps: float = 1e-4
-    kl_warmup: int = 0
-    objective: str = "trace"
-    num_particles: int = 1
-    patience: int | None = None
-    validate_every: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("objective", self.objective, OBJECTIVES)
-        for name in ("num_epochs", "batch_size", "num_particles", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, or None, got {self.patience}")
-        if self.kl_warmup < 0:
-            raise ValueError(f"kl_warmup must not be negative, got {self.kl_warmup}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise a ValueError that lists the choices, unless `value` is one of them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 class Run:
@@ -78,16 +41,16 @@ class Run:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the pair has no parameters to fit: model and guide must be torch modules that hold them")
-        vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if settings.num_particles > 1 else {}
-        self.elbo = OBJECTIVES[settings.objective](num_particles=settings.num_particles, **vectorize)
         self.steps_per_epoch = -(-len(data.train) // settings.batch_size)
+        schedules.check_cycles(settings, self.steps_per_epoch)
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, eps=settings.adam_eps, fused=True)
-        self.scheduler = _scheduler(self.optimizer, settings, settings.num_epochs * self.steps_per_epoch)
+        self.scheduler = schedules.learning_rate(self.optimizer, settings, settings.num_epochs * self.steps_per_epoch)
         self.generator = torch.Generator(device).manual_seed(derived_seed(settings.seed, SHUFFLE))
         self.epoch, self.step, self.seconds, self.saved = 0, 0, 0.0, time.perf_counter()
         self.rows: list[dict[str, float | None]] = []
         self.best: dict[str, Any] = {"epoch": 0, "valid_elbo": None, "model": None}
         self.boundary: dict[str, Any] = {}
+        self.objective: Objective  # made where the fit starts or goes on, once model and guide are known to agree
 
     def go(self, resume: bool, progress: bool) -> History:
         """All epochs, whatever ends them, and the best parameters at the end."""
@@ -107,10 +70,21 @@ class Run:
             initialize: Any = getattr(module, "initialize", None)
             if initialize is not None:
                 initialize(self.data.train.obs.to(self.device))
-        few = tuple(arg[:2].to(self.device) for arg in self.data.valid.arguments)
+        few = self._few()
         traces.check_pair(self.pair, few)
-        self.elbo.loss(self.pair.model, self.pair.guide, *few)  # once under Pyro's checks; the loop goes without them
+        self.objective = self._make_objective()
+        self.objective.bound(self.pair, few)  # once under Pyro's checks; the loop goes without them
         self.boundary = self._snapshot()
+
+    def _few(self) -> tuple[Tensor, ...]:
+        return tuple(arg[:2].to(self.device) for arg in self.data.valid.arguments)
+
+    def _make_objective(self) -> Objective:
+        """What is maximised, tried out on few data as in training: dropout in a guide leaves it without a density."""
+        self.module.train()
+        names = ("num_particles", "alpha", "free_bits")
+        options = {name: getattr(self.settings, name) for name in names}
+        return make_objective(self.settings.objective, self.pair, self._few(), **options)
 
     def _epochs(self, progress: bool) -> str:
         total, done = self.settings.num_epochs * len(self.data.train), self.epoch * len(self.data.train)
@@ -145,9 +119,7 @@ class Run:
 
     def _train_step(self, args: tuple[Tensor, ...]) -> Tensor:
         self.step += 1
-        weight = self.kl_weight()
-        with nullcontext() if weight == 1 else traces.scaled_latents(weight):
-            loss = self.elbo.differentiable_loss(self.pair.model, self.pair.guide, *args) / len(args[0])
+        loss = self.objective.loss(self.pair, args, self._kl_weight(self.step))
         if not bool(loss.isfinite()):
             raise NonFiniteLoss(self._complaint(float(loss.detach()), args))
         self.optimizer.zero_grad()
@@ -161,20 +133,18 @@ class Run:
         where = f"step {self.step} (epoch {self.epoch + 1})"
         return f"loss is {loss} at {where}; not finite: {site}; a smaller learning_rate may help"
 
-    def kl_weight(self) -> float:
-        """Weight of the latent terms at this step, from 1 on: a straight line up to 1 over `kl_warmup` epochs."""
-        ramp = self.settings.kl_warmup * self.steps_per_epoch
-        return min(1.0, self.step / ramp) if ramp else 1.0
+    def _kl_weight(self, step: int) -> float:
+        return schedules.kl_weight(self.settings, step, self.steps_per_epoch)
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Mean validation ELBO, nats per datum, always with the same noise; NaN raises."""
+        """Mean validation bound of the objective, nats per datum, always with the same noise; NaN raises."""
         self.module.eval()
-        total = 0.0
+        total, block = 0.0, max(1, VALID_ROWS // self.settings.num_particles)
         with own_randomness(derived_seed(self.settings.seed, VALIDATION), self.device):
-            for rows in zip(*(arg.split(VALID_ROWS) for arg in self.data.valid.arguments), strict=True):
+            for rows in zip(*(arg.split(block) for arg in self.data.valid.arguments), strict=True):
                 rows = tuple(row.to(self.device) for row in rows)
-                total -= self.elbo.loss(self.pair.model, self.pair.guide, *rows)
+                total += self.objective.bound(self.pair, rows)
                 if math.isnan(total):
                     site = traces.nonfinite_site(self.pair, rows) or "no single site"
                     where = f"after step {self.step} (epoch {self.epoch})"
@@ -182,9 +152,10 @@ class Run:
         return total / len(self.data.valid)
 
     def _record(self, train_elbo: float, started: float) -> None:
-        """A row of the history; a loss with a KL weight below 1 is no ELBO and is left out."""
+        """A row of the history; a loss with a KL weight other than 1, or with free bits, is no ELBO and is left out."""
         valid_elbo = None
-        warming = self.step - self.steps_per_epoch + 1 < self.settings.kl_warmup * self.steps_per_epoch
+        steps = range(self.step - self.steps_per_epoch + 1, self.step + 1)
+        is_bound = self.objective.is_bound and all(self._kl_weight(step) == 1 for step in steps)
         if self.epoch % self.settings.validate_every == 0 or self.epoch == self.settings.num_epochs:
             valid_elbo = self._validate()
             if self.best["valid_elbo"] is None or valid_elbo > self.best["valid_elbo"]:
@@ -194,9 +165,9 @@ class Run:
         self.rows.append(
             {
                 "epoch": self.epoch,
-                "train_elbo": None if warming else train_elbo,
+                "train_elbo": train_elbo if is_bound else None,
                 "valid_elbo": valid_elbo,
-                "kl_weight": self.kl_weight(),
+                "kl_weight": self._kl_weight(self.step),
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "seconds": self.seconds,
             }
@@ -252,12 +223,13 @@ class Run:
         if self.out is None:
             raise ValueError("resume needs the directory of the run in `out`")
         state = checkpoint.load(self.out / "checkpoint.pt")
-        _check_same_settings(state.get("settings", {}), self._identity(), self.out)
+        _check_same_settings(up_to_date(state.get("settings", {})), self._identity(), self.out)
         self.module.load_state_dict(state["last"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.best, self.rows, self.seconds = state["best"], state["rows"], state["seconds"]
         self.epoch, self.step = state["epoch"], state["step"]
+        self.objective = self._make_objective()  # before the noise is set to where it was
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
@@ -283,16 +255,6 @@ def _part(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with all tensors on the CPU."""
     return {name: value.cpu() for name, value in state.items()}
-
-
-def _scheduler(optimizer: torch.optim.Optimizer, settings: Settings, num_steps: int) -> Any:
-    schedulers = torch.optim.lr_scheduler
-    if settings.schedule == "one_cycle":
-        rise = max(0.1, 2 / (num_steps + 1))  # at least one step: torch divides by the length of the rise
-        return schedulers.OneCycleLR(optimizer, settings.learning_rate, total_steps=num_steps + 1, pct_start=rise)
-    if settings.schedule == "cosine":
-        return schedulers.CosineAnnealingLR(optimizer, T_max=num_steps)
-    return schedulers.LambdaLR(optimizer, lambda step: 1.0)
 
 
 def _check_same_settings(saved: dict[str, Any], asked: dict[str, Any], out: Path) -> None:

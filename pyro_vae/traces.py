@@ -79,6 +79,43 @@ def check_pair(pair: Pair, args: tuple[Tensor, ...]) -> list[str]:
     return in_model
 
 
+@dataclass(frozen=True)
+class Site:
+    """A sample site of one run of a program, as it was found.
+
+    Attributes:
+        program: "model" or "guide".
+        name: of the site.
+        law: its distribution.
+        value: what was drawn or observed there.
+        log_prob: of the value, nats, in the shape that the law gives it, the scale included.
+        scale: what Pyro multiplies the log-probability by.
+        plates: {dim: name} of the plates around it.
+        is_latent: whether it holds no data.
+    """
+
+    program: str
+    name: str
+    law: Any
+    value: Tensor
+    log_prob: Tensor
+    scale: float | Tensor
+    plates: dict[int, str]
+    is_latent: bool
+
+
+def sites(pair: Pair, args: tuple[Tensor, ...]) -> list[Site]:
+    """Every sample site of one run of the guide, and of the model at the guide's draws, whatever they are worth."""
+    found = []
+    for program, trace in zip(("guide", "model"), _traces(pair, args), strict=True):
+        trace.compute_log_prob()
+        for name, site in _samples(trace):
+            plates = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
+            facts = site["fn"], site["value"], site["log_prob"], site["scale"], plates, not site["is_observed"]
+            found.append(Site(program, name, *facts))
+    return found
+
+
 def observation(pair: Pair, args: tuple[Tensor, ...]) -> Any:
     """The distribution at the site "obs", given latents drawn from the guide."""
     with torch.no_grad():
@@ -135,6 +172,42 @@ def log_prior_and_likelihood(
     trace = _trace(poutine.condition(pair.model, data=values), args, num_particles, tiled)
     prior = _log_prob(trace, args[0], num_particles, tiled, program="model", sites=values.keys())
     return prior, _log_prob(trace, args[0], num_particles, tiled, program="model") - prior
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A latent site of a pair at draws from the guide.
+
+    Attributes:
+        posterior: its law in the guide, a row for each particle and datum.
+        prior: its law in the model.
+        log_ratio: log p(z) - log q(z | x), shape (num_particles, n), nats.
+        num_dims: numbers in one draw.
+    """
+
+    posterior: Any
+    prior: Any
+    log_ratio: Tensor
+    num_dims: int
+
+
+def latent_terms(
+    pair: Pair, args: tuple[Tensor, ...], num_particles: int, tiled: bool
+) -> tuple[dict[str, Latent], Tensor]:
+    """Every latent site at K draws from the guide, and log p(x_n | z_k) there, shape (num_particles, n), nats."""
+    guide = _trace(pair.guide, args, num_particles, tiled)
+    values = {name: site["value"] for name, site in _latent(guide).items()}
+    model = _trace(poutine.condition(pair.model, data=values), args, num_particles, tiled)
+
+    def log_prob(trace: poutine.Trace, program: str, sites: Container[str]) -> Tensor:
+        return _log_prob(trace, args[0], num_particles, tiled, program, sites)
+
+    latents = {}
+    for name, value in values.items():
+        log_ratio = log_prob(model, "model", (name,)) - log_prob(guide, "guide", (name,))
+        num_dims = value.numel() // log_ratio.numel()
+        latents[name] = Latent(guide.nodes[name]["fn"], model.nodes[name]["fn"], log_ratio, num_dims)
+    return latents, log_prob(model, "model", {name for name, _ in _samples(model)} - values.keys())
 
 
 def draw_prior(pair: Pair, args: tuple[Tensor, ...], num_particles: int, tiled: bool) -> Values:
