@@ -67,15 +67,11 @@ def log_likelihood(
         ValueError: if model and guide differ in their latent sites, a site is scaled or not per datum, or a weight is
             NaN or infinite.
     """
-    space = _space(model, batch)
+    space = checked_space(model, batch)
     if not (estimator is None or (callable(estimator) and hasattr(estimator, "num_particles"))):
         raise TypeError(f"estimator must be one of pv.{', pv.'.join(ESTIMATORS)}, with its settings, got {estimator!r}")
-    pair = traces.as_pair(model, guide)
-    # What a plain function reads from outside cannot be moved, so it runs where its data lie.
-    device = pick_device(device if device is not None or pair.modules else batch.obs.device)
     started = time.perf_counter()
-    with _untouched(pair, device, seed):
-        args = _arguments(pair, batch, device)
+    with prepared(model, batch, guide, device, seed) as (pair, args):
         latent = traces.check_pair(pair, tuple(arg[:2] for arg in args))
         estimator = estimator or importance_sampling() if latent else Exact()
         space = space or _space_of(pair, args)
@@ -120,7 +116,7 @@ def _check_measure(pair: Pair, args: tuple[Tensor, ...], space: spaces.Space) ->
         raise ValueError(f"the law at site 'obs' has {found}, but data in {space} need {expected}")
 
 
-def _space(model: object, batch: "Batch") -> spaces.Space | None:
+def checked_space(model: object, batch: "Batch") -> spaces.Space | None:
     """The space of model and batch, if either states one, after checking that they belong together."""
     if not hasattr(batch, "obs"):
         raise TypeError(f"batch must be a Batch, as in pv.Batch(obs), got {type(batch).__name__}")
@@ -151,6 +147,22 @@ def _arguments(pair: Pair, batch: "Batch", device: torch.device) -> tuple[Tensor
     """Obs and context on the device; floating point ones in the precision of the parameters."""
     dtype = next((p.dtype for root in pair.modules for p in root.parameters() if p.is_floating_point()), None)
     return tuple(arg.to(device, dtype if arg.is_floating_point() else None) for arg in batch.arguments)
+
+
+@contextmanager
+def prepared(
+    model: nn.Module | Program,
+    batch: "Batch",
+    guide: Program | None,
+    device: str | torch.device | None,
+    seed: int,
+) -> Iterator[tuple[Pair, tuple[Tensor, ...]]]:
+    """The pair and what it is called with, on the device and as `_untouched` says."""
+    pair = traces.as_pair(model, guide)
+    # What a plain function reads from outside cannot be moved, so it runs where its data lie.
+    place = pick_device(device if device is not None or pair.modules else batch.obs.device)
+    with _untouched(pair, place, seed):
+        yield pair, _arguments(pair, batch, place)
 
 
 @contextmanager
