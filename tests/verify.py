@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
-from verification import Row, annealing, coverage, mnist_vae, pairs, reproducibility, two_modes  # noqa: E402
+from verification import Row, annealing, coverage, mnist_vae, pairs, posteriors, reproducibility, two_modes  # noqa: E402
 
 from pyro_vae.study import num_cores  # noqa: E402
 
@@ -51,12 +51,23 @@ def tasks(small: bool, root: str | None, run: Path) -> dict[str, Callable[[], It
     }
     if not small:
         found["mnist"] = partial(mnist_vae.rows, run, root)
+        found |= {f"posteriors {name}": partial(posteriors.rows, name) for name in posteriors.TARGETS}
     found |= {f"pairs {name}": partial(pairs.rows, small, name) for name in pairs.PARTS}
     found["reproducibility"] = partial(reproducibility.rows, small)
     return found
 
 
-BEGUN_FIRST = ("mnist", "two modes", "pairs two", "coverage vae", "brackets", "intervals of annealing", "pairs six")
+BEGUN_FIRST = (
+    "mnist",
+    "posteriors correlated",
+    "posteriors two moons",
+    "two modes",
+    "pairs two",
+    "coverage vae",
+    "brackets",
+    "intervals of annealing",
+    "pairs six",
+)
 
 
 def measure(name: str, small: bool, root: str | None, run: Path) -> list[Row]:
