@@ -34,11 +34,14 @@ _HOMES = {
     "compare_bounds": "bounds",
     "Bounds": "bounds",
     "plot_bound_curves": "plot_bounds",
+    "latent_use": "latent_usage",
+    "LatentUse": "latent_usage",
+    "plot_latent_use": "plot_latents",
     "to_arviz": "arviz",
     "save_netcdf": "arviz",
     "load_netcdf": "arviz",
 }
-_MODULES = ("models", "plots", "diagnostics", "traces", "checkpoint", "networks", "distributions", "guides")
+_MODULES = ("models", "plots", "diagnostics", "traces", "checkpoint", "networks", "distributions", "guides", "testing")
 
 __version__ = "0.1.0"
 __all__ = sorted((*_HOMES, *_MODULES))

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, bounds, sample, score. The only file that prints."""
+"""The command line: train, evaluate, compare, bounds, latents, sample, score. The only file that prints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ def main() -> None:
 @click.option("--model", required=True, help="File name in models/: vae, cvae, gmm, ...")
 @options.data_options
 @click.option("--set", "model_options", multiple=True, metavar="NAME=VALUE", help="Model option, e.g. latent_dim=16.")
+@options.guide
 @click.option("--fit", "fit", multiple=True, metavar="NAME=VALUE", help="Fit setting, e.g. num_epochs=50.")
 @options.out
 @options.resume
@@ -48,6 +49,8 @@ def main() -> None:
 def train_command(
     model: str,
     model_options: tuple[str, ...],
+    guide: str | None,
+    guide_options: tuple[str, ...],
     fit: tuple[str, ...],
     out: Path,
     resume: bool,
@@ -59,7 +62,9 @@ def train_command(
     from pyro_vae import pictures, runs
 
     device = options.prepare(data)
-    config = options.config(data, model=model, options=options.values(model_options), fit=options.values(fit))
+    settings = {"options": model_options, "guide_options": guide_options, "fit": fit}
+    parsed = {name: options.values(pairs) for name, pairs in settings.items()}
+    config = options.config(data, model=model, guide=guide, **parsed)
     run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
     elbo = "" if history.best_valid_elbo is None else f", validation ELBO {history.best_valid_elbo:.3f} nats"
     click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
@@ -219,7 +224,7 @@ def bounds_command(
         raise click.BadParameter("a factor tuned for one run is not that of the others", param_hint="--overdispersion")
     best = None if choice == Choice("ais") else choice.build(first.model, first.data.valid, seed=seed, device=device)
     found = compare_bounds(
-        {name: run.model for name, run in opened.items()},
+        {name: run.model if run.guide is None else (run.model, run.guide) for name, run in opened.items()},
         batch,
         num_particles=options.numbers(curve),
         best=best,
@@ -230,6 +235,38 @@ def bounds_command(
     click.echo(found.table())
     out.mkdir(parents=True, exist_ok=True)
     paths = [found.to_json(out / "bounds.json"), plot_bounds.plot_bound_curves(found, out / "bounds.png")]
+    click.echo("\n".join(f"wrote {path}" for path in paths))
+
+
+@main.command("latents")
+@options.run
+@click.option("--particles", type=click.IntRange(2), default=64, help="Draws of each datum.")
+@options.num_data
+@options.moved
+@options.seed
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@options.out
+def latents_command(
+    run: Path,
+    particles: int,
+    num_data: int | None,
+    data: str | None,
+    root: str | None,
+    seed: int,
+    device: str | None,
+    out: Path,
+) -> None:
+    """What a fitted model does with its latents: active units, the KL of each, the ELBO taken apart."""
+    from pyro_vae import plot_latents, runs
+    from pyro_vae.latent_usage import latent_use
+
+    opened = runs.open_run(run, data=data, root=root)
+    batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, seed)
+    device = options.checked(device)
+    use = latent_use(opened.model, batch, guide=opened.guide, num_particles=particles, seed=seed, device=device)
+    click.echo(use.table())
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [use.to_json(out / "latents.json"), plot_latents.plot_latent_use(use, out / "latents.png")]
     click.echo("\n".join(f"wrote {path}" for path in paths))
 
 
@@ -303,8 +340,10 @@ def _estimate(
     from pyro_vae.estimators.evaluate import log_likelihood
 
     device = options.prepare(machine)
-    how = choice.build(opened.model, opened.data.valid, seed=seed, device=device)
-    result = log_likelihood(opened.model, batch, estimator=how, seed=seed, device=device, progress=not quiet)
+    how = choice.build(opened.model, opened.data.valid, guide=opened.guide, seed=seed, device=device)
+    result = log_likelihood(
+        opened.model, batch, guide=opened.guide, estimator=how, seed=seed, device=device, progress=not quiet
+    )
     _print_result(opened.config.model, result)
     return result
 

@@ -43,6 +43,10 @@ data_options = stacked(
     click.option("--quadrants", type=click.IntRange(1, 3), default=None, help="How many are given; 1 if not said."),
     seed,
 )
+guide = stacked(
+    click.option("--guide", default=None, help="Posterior: a family in guides/, or FILE.py:NAME of your own."),
+    click.option("--guide-set", "guide_options", multiple=True, metavar="NAME=VALUE", help="Option of the guide."),
+)
 run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 moved = stacked(
     click.option("--data", default=None, help="Where the run's data lie now, if they were a path that has moved."),

@@ -34,7 +34,7 @@ def draw_samples(
     place = torch.device(device or "cpu")
     with own_randomness(seed, place):
         run.model.to(place)
-        obs = traces.simulate(traces.as_pair(run.model), tuple(arg.to(place) for arg in args))["obs"].cpu()
+        obs = traces.simulate(run.pair, tuple(arg.to(place) for arg in args))["obs"].cpu()
         run.model.to("cpu")
     return {"obs": obs} if context is None else {"obs": obs, "given": context}
 
@@ -90,7 +90,7 @@ def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) 
     """Validation images above the mean of p(x | z) at one draw z from the guide."""
     few: Batch = run.data.valid.subset(min(num, len(run.data.valid)), seed)
     with own_randomness(seed):
-        means = traces.reconstruct(traces.as_pair(run.model), few.arguments)
+        means = traces.reconstruct(run.pair, few.arguments)
     shown = [images(run, obs, few.context) for obs in (few.obs, means)]
     return plots.plot_reconstructions(shown[0], shown[1], path)
 
@@ -105,7 +105,7 @@ def plot_history(run: Run, path: Path) -> Path | None:
 def plot_run(run: Run) -> list[Path]:
     """All pictures that the run allows, written into its directory."""
     paths = [plot_samples(run, draw_samples(run), run.path / "samples.png")]
-    if traces.latent_sites(traces.as_pair(run.model), run.data.valid.subset(2).arguments)[0]:
+    if traces.latent_sites(run.pair, run.data.valid.subset(2).arguments)[0]:
         paths.append(plot_reconstructions(run, run.path / "reconstructions.png"))
     curve = plot_history(run, run.path / "elbo.png")
     return paths if curve is None else [*paths, curve]

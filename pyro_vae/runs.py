@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,17 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import checkpoint, models, svi
+from pyro_vae import checkpoint, models, plugins, svi, traces
 from pyro_vae.data import Data, load_data
 from pyro_vae.fitting import fit
+from pyro_vae.guides import family
 from pyro_vae.history import History
 from pyro_vae.randomness import START, derived_seed, own_randomness
 from pyro_vae.spaces import Space
+from pyro_vae.traces import Pair, Program
 
 GIVEN = ("label", "quadrants")
 EVALUATION = ("evaluation.npz", "evaluation.csv", "evaluation.json", "evaluation_marginal.csv")
 PICTURES = ("samples.png", "reconstructions.png", "elbo.png")
-WRITTEN = ("fit.json", "checkpoint.pt", "history.csv", *EVALUATION, *PICTURES)
+GUIDE = "guide.py"  # the file of a guide of the user's, as it was at the fit
+WRITTEN = ("fit.json", "checkpoint.pt", GUIDE, "history.csv", *EVALUATION, *PICTURES)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Config:
         fit: arguments of `fit`.
         seed: seed of the split, the binarisation, the start and the fit.
         fit_seed: seed of the start and the fit, for another fit of the same recipe to the same data; `seed` if None.
+        guide: in place of the model's own, a family of guides/ or FILE.py:NAME: a family, a class built with the
+            model, or a function.
+        guide_options: further arguments of its constructor.
     """
 
     model: str
@@ -54,12 +61,24 @@ class Config:
     fit: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     fit_seed: int | None = None
+    guide: str | None = None
+    guide_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("options", "fit"):  # as JSON reads them back, tuples as lists, so that equal runs are equal
+        for name in ("options", "fit", "guide_options"):  # as JSON reads them back, so that equal runs are equal
             object.__setattr__(self, name, json.loads(json.dumps(dict(getattr(self, name)))))
         if self.given is not None and self.given not in GIVEN:
             raise ValueError(f"given must be one of {', '.join(GIVEN)}, got {self.given!r}")
+        self._check_guide()
+
+    def _check_guide(self) -> None:
+        named = self.options.get("guide")
+        if self.guide is not None and named is not None:
+            raise ValueError(f"the guide is given twice, as {self.guide!r} and in the model's options as {named!r}")
+        if isinstance(named, str) and ":" in named:
+            raise ValueError(f"a guide from a file is not an option of the model: --guide {named}")
+        if self.guide_options and self.guide is None:
+            raise ValueError(f"guide options {', '.join(self.guide_options)} need a guide: --guide")
 
     def save(self, path: Path) -> None:
         """Write the configuration as JSON."""
@@ -92,20 +111,42 @@ class Config:
         """The seed of the start and of the fit."""
         return self.seed if self.fit_seed is None else self.fit_seed
 
-    def build(self, data: Data) -> nn.Module:
-        """The model at its start, its random numbers drawn from the seed."""
-        with own_randomness(derived_seed(self.start_seed, START)):
-            return build_model(self.model, data, self.options)
+    def build(self, data: Data, source: plugins.Source | None = None) -> tuple[nn.Module, Program | None]:
+        """The model at its start, and a guide that is none of its own, random numbers drawn from the seed.
+
+        Args:
+            data: what it is built for.
+            source: where the code of the guide lies; as its name leads from here if None.
+        """
+        if self.guide is None:
+            with own_randomness(derived_seed(self.start_seed, START)):
+                return build_model(self.model, data, self.options), None
+        with own_randomness(derived_seed(self.start_seed, START)):  # what a user's file draws, too
+            made = plugins.load(source or plugins.locate(self.guide))
+            if family.is_family(made):
+                _check_takes_family(self.model, self.guide)
+                parts = {"guide": made, "guide_options": dict(self.guide_options)}
+                return build_model(self.model, data, {**self.options, **parts}), None
+            if fits_its_own_way(self.model, self.fit):
+                raise ValueError(f"{self.model} is fitted by maximum likelihood, which uses no guide: {self.guide}")
+            model = build_model(self.model, data, self.options)
+            return model, plugins.make_program(made, model, self.guide_options)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A fitted model with its configuration and data, as read from a run directory."""
+    """A fitted model with its configuration and data, as read from a run directory; its guide if none of its own."""
 
     path: Path
     config: Config
     data: Data
     model: nn.Module
+    guide: Program | None = None
+
+    @property
+    def pair(self) -> Pair:
+        """Model and guide."""
+        return traces.as_pair(self.model, self.guide)
 
 
 def model_class(name: str) -> type:
@@ -124,6 +165,20 @@ def is_conditional(name: str) -> bool:
 def suits(name: str, space: Space) -> bool:
     """Whether a model can live in a space."""
     return isinstance(space, model_class(name).spaces)  # type: ignore[attr-defined]
+
+
+def fits_its_own_way(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether `fit` takes the model's own maximum likelihood."""
+    return hasattr(model_class(name), "maximum_likelihood") and settings.get("method") != "svi"
+
+
+def _check_takes_family(name: str, guide: str) -> None:
+    def takes(model: str) -> bool:
+        return "guide" in inspect.signature(model_class(model)).parameters
+
+    if not takes(name):
+        those = ", ".join(filter(takes, models.listing()))
+        raise ValueError(f"{name} has no amortised posterior to put the family {guide} in its place; {those} have one")
 
 
 def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
@@ -185,16 +240,18 @@ def train(
     elif (out / "config.json").is_file() and not overwrite:
         raise ValueError(f"{out} holds a run already: --resume goes on with it, --overwrite starts anew")
     check_settings(config.model, config.fit)
+    source = None if config.guide is None else plugins.locate(config.guide)
     data = config.load_data()
-    model = config.build(data)
+    model, guide = config.build(data, source)
     if not resume:
         _clear(out)
     config.save(out / "config.json")
+    _keep(source, out)
+    how: dict[str, Any] = {"device": device, "out": out, "resume": resume, "progress": progress}
     cpu = time.process_time()
-    history = fit(
-        model, data, device=device, out=out, resume=resume, progress=progress, seed=config.start_seed, **config.fit
-    )
+    history = fit(model, data, guide=guide, seed=config.start_seed, **how, **config.fit)
     cpu = time.process_time() - cpu
+    roots = nn.ModuleList(traces.as_pair(model, guide).modules).cpu()  # where the data lie
     record = {
         "status": history.status,
         "best_epoch": history.best_epoch,
@@ -202,11 +259,23 @@ def train(
         "seconds": history.seconds,
         "cpu_seconds": cpu,
         "threads": torch.get_num_threads(),
-        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_parameters": sum(p.numel() for p in roots.parameters()),
         "test_sha256": data.test.digest,
+        "guide": None if source is None else source.record,
     }
     (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return Run(out, config, data, model.cpu()), history  # where the data lie
+    return Run(out, config, data, model, guide), history
+
+
+def _keep(source: plugins.Source | None, out: Path) -> None:
+    """A copy of the guide's file beside the fit; a fit that goes on must have been started with the same."""
+    if source is None or source.path is None:
+        return
+    copy = out / GUIDE
+    if not copy.is_file():
+        shutil.copyfile(source.path, copy)
+    elif plugins.digest(copy) != source.sha256:
+        raise ValueError(f"cannot resume {out}: {source.path} has changed; the code as it was lies in {copy}")
 
 
 def _check_same(there: Config, asked: Config, out: Path) -> None:
@@ -231,22 +300,35 @@ def open_run(path: Path, *, data: str | None = None, root: str | None = None) ->
 
     Raises:
         FileNotFoundError: there is no finished run.
-        ValueError: the test data are not those that the run was made for.
+        ValueError: the test data or the guide's file are not those that the run was made for.
     """
     config = Config.load(path / "config.json")
     if not (path / "fit.json").is_file():
         raise FileNotFoundError(f"the fit in {path} has not ended: fit.json is missing; go on with --resume")
     config = dataclasses.replace(config, data=data or config.data, root=root or config.root)
+    record = fit_record(path)
+    source = config.guide and plugins.locate_again(config.guide, record["guide"], path / GUIDE)
     loaded = config.load_data()
-    model = config.build(loaded)
-    model.load_state_dict(checkpoint.load(path / "checkpoint.pt")["model"])
-    digest = fit_record(path)["test_sha256"]
+    model, guide = config.build(loaded, source or None)
+    _load_parameters(path / "checkpoint.pt", model, guide)
+    digest = record["test_sha256"]
     if digest != loaded.test.digest:
         raise ValueError(
             f"the test data of {path} had SHA-256 {digest}, those found now have {loaded.test.digest}: the data set "
             "has changed"
         )
-    return Run(path, config, loaded, model.eval())
+    return Run(path, config, loaded, model, guide)
+
+
+def _load_parameters(path: Path, model: nn.Module, guide: Program | None) -> None:
+    state = checkpoint.load(path)
+    if guide is None:
+        model.load_state_dict(state["model"])
+        model.eval()
+    else:  # all modules of the pair, a function may close over several
+        roots = nn.ModuleList(traces.as_pair(model, guide).modules)
+        roots.load_state_dict(state["best"]["model"] or state["last"])
+        roots.eval()
 
 
 def fit_record(path: Path) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def fit_and_score(job: Job) -> str:
     result = log_likelihood(
         run.model,
         run.data.test if job.num_data is None else run.data.test.subset(job.num_data, seed),
-        estimator=job.choice.build(run.model, run.data.valid, seed=seed, device=job.device),
+        guide=run.guide,
+        estimator=job.choice.build(run.model, run.data.valid, guide=run.guide, seed=seed, device=job.device),
         seed=seed,
         device=job.device,
         progress=job.progress,

@@ -15,6 +15,7 @@ from pyro_vae.estimators.proposals import Proposal, defensive, overdispersed, re
 from pyro_vae.estimators.router import router
 from pyro_vae.estimators.sandwich import sandwich
 from pyro_vae.estimators.tuning import tune_overdispersion
+from pyro_vae.traces import Program
 
 if TYPE_CHECKING:
     from pyro_vae.data import Batch
@@ -81,9 +82,17 @@ class Choice:
         """The settings, for JSON."""
         return asdict(self)
 
-    def build(self, model: nn.Module, valid: "Batch", *, seed: int = 0, device: str | None = None) -> Estimator:
-        """The estimator; `valid` is what an over-dispersion is tuned on, if that is asked for."""
-        proposal = self._proposal(model, valid, seed, device)
+    def build(
+        self,
+        model: nn.Module,
+        valid: "Batch",
+        *,
+        guide: Program | None = None,
+        seed: int = 0,
+        device: str | None = None,
+    ) -> Estimator:
+        """The estimator; an over-dispersion is tuned on `valid`, and on `guide` where it is not the model's own."""
+        proposal = self._proposal(model, valid, guide, seed, device)
         estimator = self._plain(proposal)
         if not self.certify:
             return estimator
@@ -121,11 +130,13 @@ class Choice:
             "start": "guide" if self.start is None else self.start,
         }
 
-    def _proposal(self, model: nn.Module, valid: "Batch", seed: int, device: str | None) -> Proposal | None:
+    def _proposal(
+        self, model: nn.Module, valid: "Batch", guide: Program | None, seed: int, device: str | None
+    ) -> Proposal | None:
         if self.proposal == "overdispersed":
             factor = DEFAULT_FACTOR if self.overdispersion is None else self.overdispersion
             if factor == TUNED:
-                factor = tune_overdispersion(model, valid, seed=seed, device=device)
+                factor = tune_overdispersion(model, valid, guide=guide, seed=seed, device=device)
             return overdispersed(float(factor))
         if self.proposal == "defensive":
             return defensive()
