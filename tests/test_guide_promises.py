@@ -121,15 +121,19 @@ def test_even_components_take_the_variance_between_modes_out_of_importance_sampl
         with pyro.plate("data", len(obs), dim=-1):
             pyro.sample("z", mixture(torch.zeros(len(obs), 1, dtype=torch.float64)))
 
-    even, one_by_one = (
-        (traces.log_weights(traces.Pair(target.model, guide), (obs,), 8, tiled) - target.log_prob(obs)).exp().mean(0)
-        for tiled in (False, True)  # tiled data are rows of a single batch, without a dimension of particles
-    )
+    def ratio(tiled, training):
+        mixture.train(training)
+        pair = traces.Pair(target.model, guide)
+        return (traces.log_weights(pair, (obs,), 8, tiled) - target.log_prob(obs)).exp().mean(0)
+
+    even = ratio(tiled=False, training=True)
     assert torch.allclose(even, torch.ones_like(even), atol=1e-6)  # (2 * 2 + 6 * 2/3)/8; the modes do not overlap
-    variance = (0.25 * (2 - 1) ** 2 + 0.75 * (2 / 3 - 1) ** 2) / 8  # of a mean of 8 weights 2 and 2/3
-    fourth = (one_by_one - 1).pow(4).mean()
-    error = float((fourth - variance**2) / len(one_by_one)) ** 0.5
-    assert float((one_by_one - 1).pow(2).mean()) == pytest.approx(variance, abs=4 * error)  # 4 standard errors
+    variance = (0.25 * (2 - 1) ** 2 + 0.75 * (2 / 3 - 1) ** 2) / 8  # of a mean of 8 independent weights 2 and 2/3
+    # tiled data are rows of a single batch, without a dimension of particles; estimators evaluate
+    for independent in (ratio(tiled=True, training=True), ratio(tiled=False, training=False)):
+        fourth = (independent - 1).pow(4).mean()
+        error = float((fourth - variance**2) / len(independent)) ** 0.5
+        assert float((independent - 1).pow(2).mean()) == pytest.approx(variance, abs=4 * error)  # 4 standard errors
 
 
 def two_modes_guide(target, obs, probs):

@@ -15,9 +15,11 @@ class Mixture(nn.Module):
     Equal weights keep every component alive. Learned ones, log π linear in h, can starve a component before it has
     found its mode, and it is then never drawn again.
 
-    Draws have gradients with respect to all of the parameters, learned weights too. Where there are K particles for
-    each datum, each component comes up floor(K π_c) or so many plus one times, in random order: every particle has the
-    law q, and sums over particles vary less than with components drawn one by one.
+    Draws have gradients with respect to all of the parameters, learned weights too. In training mode, where there are K
+    particles for each datum, each component comes up floor(K π_c) or so many plus one times, in random order: every
+    particle has the law q, and sums over particles vary less than with components drawn one by one. In evaluation
+    mode particles are independent, as the errors of an estimate and its differences between numbers of particles
+    take them to be.
 
     Args:
         in_dim: number of features.
@@ -53,21 +55,8 @@ class Mixture(nn.Module):
             layer(features).unflatten(-1, (self.num_components, -1)) for layer in (self.loc, self.log_scale)
         )
         logits = self.equal.expand(loc.shape[:-1]) if self.logits is None else self.logits(features)
-        return _Even(loc, log_scale.exp(), logits)
-
-
-class _Even(MixtureOfDiagNormals):
-    """Pyro's law with draws in double precision: its gradients divide densities, which leave float32 in 50 dimensions.
-
-    Pyro expands any class that keeps its constructor, so that this one survives a plate.
-    """
-
-    def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        if sample_shape:  # Pyro takes the wrong components where a batch is asked for more than one draw
-            return self.expand(Size(sample_shape) + self.batch_shape).rsample()
-        wide = MixtureOfDiagNormals(self.locs.double(), self.coord_scale.double(), self.component_logits.double())
-        wide.categorical = _Systematic(logits=wide.component_logits)
-        return wide.rsample().to(self.locs.dtype)
+        law = _Even if self.training else _Independent
+        return law(loc, log_scale.exp(), logits)
 
 
 class _Systematic(Categorical):
@@ -77,6 +66,28 @@ class _Systematic(Categorical):
         if len(self.batch_shape) < 2:
             return super().sample(Size(sample_shape))
         return systematic(self.probs)
+
+
+class _Independent(MixtureOfDiagNormals):
+    """Pyro's law with draws in double precision: its gradients divide densities, which leave float32 in 50 dimensions.
+
+    Pyro expands any class that keeps its constructor, so that this one survives a plate.
+    """
+
+    component = Categorical  # the law of the components
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        if sample_shape:  # Pyro takes the wrong components where a batch is asked for more than one draw
+            return self.expand(Size(sample_shape) + self.batch_shape).rsample()
+        wide = MixtureOfDiagNormals(self.locs.double(), self.coord_scale.double(), self.component_logits.double())
+        wide.categorical = self.component(logits=wide.component_logits)
+        return wide.rsample().to(self.locs.dtype)
+
+
+class _Even(_Independent):
+    """The same, with components spread evenly over the particles."""
+
+    component = _Systematic
 
 
 def systematic(probs: Tensor) -> Tensor:
