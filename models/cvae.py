@@ -55,7 +55,7 @@ class CVAE(nn.Module):
         self.space, self.context, self.latent_dim = space, context, latent_dim
         self.encoder = make_encoder(network, space.shape, hidden_dims, activation, context.num_dims)
         self.posterior = family.make_posterior(guide, self.encoder.out_dim, latent_dim, guide_options)
-        self.code_prior = (
+        self.prior_net = (
             LearnedConditional(context.num_dims, hidden_dims[-1], latent_dim, activation)
             if prior == "learned"
             else StandardNormal(latent_dim)
@@ -66,7 +66,7 @@ class CVAE(nn.Module):
 
     def prior(self, context: Tensor) -> TorchDistribution:
         """p(z | x), or N(0, I)."""
-        return self.code_prior(context)
+        return self.prior_net(context)
 
     def likelihood(self, z: Tensor, context: Tensor) -> TorchDistribution:
         """p(y | z, x)."""

@@ -223,7 +223,10 @@ def make_objective(
     Raises:
         ValueError: the guide is not reparameterised, or it has no density where the objective needs one.
     """
+    _stratify(pair, name not in SEVERAL)
     if name in PYRO:
+        if name == "mean_field":
+            _check_order(pair, args)
         vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if num_particles > 1 else {}
         return Elbo(PYRO[name](num_particles=num_particles, **vectorize))
     posteriors = traces.laws(Pair(pair.guide, pair.guide), args)
@@ -231,13 +234,34 @@ def make_objective(
     with torch.no_grad():
         particles = Particles(num_particles, tiled=not traces.broadcasts(pair, args))
     if name == "free_bits":
-        return FreeBits(particles, free_bits, list(posteriors) == list(traces.laws(Pair(pair.model, pair.model), args)))
+        return FreeBits(particles, free_bits, _in_order(pair, args))
     if name in ("iwae", "renyi"):
         return Renyi(particles, alpha if name == "renyi" else 0.0)
     traces.check_density(pair, args, f"objective {name!r}", "objective 'iwae' or 'elbo'")
     if name == "sticking_the_landing":
         return StickingTheLanding(particles)
     return DoublyReparameterised(particles, {site: law.event_dim for site, law in posteriors.items()})
+
+
+def _stratify(pair: Pair, allowed: bool) -> None:
+    """Whether families may spread draws over the particles: sums over them take it, what couples them does not."""
+    for module in (each for root in pair.modules for each in root.modules()):
+        if hasattr(module, "stratified"):
+            setattr(module, "stratified", allowed)  # noqa: B010 - an attribute that not every module has
+
+
+def _in_order(pair: Pair, args: tuple[Tensor, ...]) -> bool:
+    """Whether guide and model draw their latent sites in the same order."""
+    guide, model = (list(traces.laws(Pair(program, program), args)) for program in (pair.guide, pair.model))
+    return guide == model
+
+
+def _check_order(pair: Pair, args: tuple[Tensor, ...]) -> None:
+    if not _in_order(pair, args):
+        raise ValueError(
+            "objective 'mean_field' averages the divergence of a site over that site alone, which is no bound where "
+            "model and guide draw their sites in different orders, as these do; use objective 'elbo'"
+        )
 
 
 def _check_reparameterised(name: str, posteriors: Mapping[str, Any]) -> None:

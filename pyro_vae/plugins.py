@@ -50,32 +50,29 @@ def locate(guide: str) -> Source:
 
 
 def locate_again(guide: str, record: Mapping[str, str] | None, copy: Path) -> Source:
-    """The source of the guide of a fitted run, where it lay then or where its name leads from here.
+    """The source of the guide of a fitted run: where it lay then, where its name leads from here, or the run's copy.
 
     Args:
         guide: as it was given to the fit.
         record: `Source.record` of the fit.
-        copy: where the run keeps the code as it was, for the message.
+        copy: where the run keeps the code as it was.
 
     Raises:
-        FileNotFoundError: there is no file at either place.
-        ValueError: there is one, but it is not the code of the fit.
+        FileNotFoundError: there is no file at any of these places.
+        ValueError: there is one, but none is the code of the fit.
     """
     if record is None:
         return locate(guide)
     path, _, attribute = guide.rpartition(":")
-    places = [Path(record["path"]), Path(path).expanduser().resolve()]
+    places = [Path(record["path"]), Path(path).expanduser().resolve(), copy.resolve()]
     found = {place: digest(place) for place in places if place.is_file()}
     for place, sha256 in found.items():
         if sha256 == record["sha256"]:
             return Source(f"{place}:{attribute}", place, sha256)
-    kept = f"the code as it was lies in {copy}"
     if not found:
-        raise FileNotFoundError(f"the guide {guide} has moved: there is no {' and no '.join(map(str, places))}; {kept}")
+        raise FileNotFoundError(f"the guide {guide} has moved: there is no {' and no '.join(map(str, places))}")
     place, sha256 = next(iter(found.items()))
-    raise ValueError(
-        f"the guide {place} has changed since the fit: its SHA-256 was {record['sha256']}, now {sha256}; {kept}"
-    )
+    raise ValueError(f"the guide {place} has changed since the fit: its SHA-256 was {record['sha256']}, now {sha256}")
 
 
 def load(source: Source) -> Any:

@@ -120,7 +120,7 @@ class Flow(nn.Module):
         return dist.TransformedDistribution(self.base(), [self.flow.transform().inv], validate_args=False)
 
 
-class LearnedConditional(nn.Module):
+class LearnedConditional(nn.Sequential):
     """p(z | x) = N(z; μ(x), diag σ(x)²) by a network of the context x.
 
     Args:
@@ -133,12 +133,7 @@ class LearnedConditional(nn.Module):
     """
 
     def __init__(self, context_dim: int, hidden_dim: int, latent_dim: int, activation: str = "tanh") -> None:
-        super().__init__()
-        self.encoder = MLPEncoder((context_dim,), (hidden_dim,), activation)
-        self.law = MeanField(hidden_dim, latent_dim)
-
-    def forward(self, about: Tensor) -> TorchDistribution:
-        return self.law(self.encoder(about))
+        super().__init__(MLPEncoder((context_dim,), (hidden_dim,), activation), MeanField(hidden_dim, latent_dim))
 
 
 def mixture(logits: Tensor, parts: TorchDistribution) -> TorchDistribution:

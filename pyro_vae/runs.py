@@ -244,6 +244,7 @@ def train(
     data = config.load_data()
     model, guide = config.build(data, source)
     if not resume:
+        _check_not_its_own(source, out)
         _clear(out)
     config.save(out / "config.json")
     _keep(source, out)
@@ -265,6 +266,12 @@ def train(
     }
     (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return Run(out, config, data, model, guide), history
+
+
+def _check_not_its_own(source: plugins.Source | None, out: Path) -> None:
+    """The copy of a guide that a run keeps is cleared with the run."""
+    if source is not None and source.path == (out / GUIDE).resolve():
+        raise ValueError(f"{source.path} is the copy that the run in {out} keeps, and goes with it: copy it elsewhere")
 
 
 def _keep(source: plugins.Source | None, out: Path) -> None:

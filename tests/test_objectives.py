@@ -468,3 +468,27 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         pv.fit(model, random_data(("VAE", SPACE, None)), device="cpu", **settings)
     assert same(parameters(model), before)
+
+
+def small_vae(**options):
+    torch.manual_seed(0)
+    return pv.models.VAE(pv.Binary((3, 3)), latent_dim=2, hidden_dims=(8,), **options)
+
+
+def objective_of(model, name, num_particles):
+    pair, args = traces.as_pair(model), (torch.zeros(2, 3, 3),)
+    return make_objective(name, pair, args, num_particles=num_particles, alpha=0.5, free_bits=0.25)
+
+
+def test_closed_form_divergences_are_refused_where_the_orders_of_drawing_differ():
+    """The guide draws a and then z, the model z and then a: KL(q(a) || r(a | z)) at one z bounds nothing."""
+    objective_of(small_vae(), "mean_field", 1)
+    with pytest.raises(ValueError, match="in different orders"):
+        objective_of(small_vae(guide="hierarchical"), "mean_field", 1)
+
+
+@pytest.mark.parametrize(("name", "stratified"), [("elbo", True), ("iwae", False), ("dreg", False), ("renyi", False)])
+def test_objectives_that_couple_particles_draw_them_independently(name, stratified):
+    vae = small_vae(guide="mixture")
+    objective_of(vae, name, 4)
+    assert vae.posterior.stratified is stratified

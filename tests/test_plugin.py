@@ -171,21 +171,26 @@ def test_a_run_opens_from_another_folder_and_beside_a_file_that_came_along(tiny,
     (tmp_path / "here" / "mine.py").rename(tmp_path / "there" / "mine.py")
     assert runs.open_run(tmp_path / "here" / "run").guide is not None
     (tmp_path / "there" / "mine.py").unlink()
+    assert runs.open_run(tmp_path / "here" / "run").guide is not None  # the copy that the run keeps
+    again = ("--data", tiny, "--out", tmp_path / "here" / "run", "--overwrite", "--quiet", "--model", "vae")
+    output = call("train", *again, "--guide", f"{tmp_path / 'here' / 'run' / 'guide.py'}:Whole", code=1)
+    assert "is the copy that the run" in output
+    (tmp_path / "here" / "run" / "guide.py").unlink()
     assert "has moved" in call("evaluate", tmp_path / "here" / "run", "--quiet", code=1)
-    shutil.copy(tmp_path / "here" / "run" / "guide.py", tmp_path / "there" / "mine.py")  # what the run kept
-    assert runs.open_run(tmp_path / "here" / "run").guide is not None
 
 
-def test_a_guide_that_has_changed_is_neither_read_nor_fitted_on(tiny, tmp_path, no_pictures):
+def test_a_guide_that_has_changed_is_read_as_it_was_and_not_fitted_on(tiny, tmp_path, no_pictures):
     path, out = tmp_path / "mine.py", tmp_path / "run"
     path.write_text(GUIDES, encoding="utf-8")
     given = ("--model", "vae", "--guide", f"{path}:Whole")
     trained(tiny, out, *given)
     trained(tiny, out, *given, "--resume")  # the same code goes on
     path.write_text(GUIDES + "\n# a remark\n", encoding="utf-8")
-    assert "has changed since the fit: its SHA-256 was" in call("evaluate", out, "--quiet", code=1)
+    assert runs.open_run(out).guide is not None  # from the copy that the run keeps
     output = call("train", "--data", tiny, "--out", out, *given, "--resume", "--quiet", *SMALL_NET, *FEW_EPOCHS, code=1)
     assert "mine.py has changed" in output
+    (out / "guide.py").write_text(GUIDES + "\n# another\n", encoding="utf-8")
+    assert "has changed since the fit: its SHA-256 was" in call("evaluate", out, "--quiet", code=1)
 
 
 def test_a_configuration_from_before_guides_still_opens(vae_run, tmp_path):

@@ -232,3 +232,9 @@ def test_a_mean_of_posteriors_without_a_density_is_refused(guide, reason):
 def test_what_does_not_exist_is_refused_by_name(name, options, message):
     with pytest.raises(ValueError, match=message):
         make_prior(name, 2, (3,), MeanField(3, 2), options)
+
+
+def test_the_names_of_a_conditional_priors_parameters_are_those_of_saved_runs():
+    cvae = pv.models.CVAE(pv.Binary((3, 3)), pv.Labels((-0.7, -0.7)), latent_dim=2, hidden_dims=(8,))
+    found = {name for name in cvae.state_dict() if name.startswith("prior_net")}
+    assert found == {f"prior_net.{part}.{end}" for part in ("0.layers.0", "1.linear") for end in ("weight", "bias")}

@@ -149,7 +149,8 @@ class _Laws(_Programs):
 
     def draw(self) -> list[Values]:
         shape = () if self.tiled else (self.num_particles,)
-        return [{self.site: law.sample(shape)} for law in self.laws]
+        # expanded and not `sample(shape)`: of a batch of mixtures Pyro's own takes the components of other data
+        return [{self.site: law.expand((*shape, *law.batch_shape)).sample()} for law in self.laws]
 
     def log_density(self, values: Values) -> Tensor:
         rows = (self.num_particles, len(self.args[0]))

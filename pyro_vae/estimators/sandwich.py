@@ -40,10 +40,7 @@ class Sandwich:
         if real.direction == "exact":
             raise ValueError("an exact log-likelihood needs no certificate")
         chosen = self.choose(len(args[0]), seed).to(args[0].device)
-        reseed(derived_seed(seed, SIMULATION), args[0].device)
-        subset = tuple(arg[chosen] for arg in args)
-        drawn = traces.simulate(pair, subset)
-        simulated = (drawn.pop("obs").to(args[0].dtype), *subset[1:])
+        simulated, drawn = _simulate(pair, tuple(arg[chosen] for arg in args), seed)
         lower = self.estimator(pair, simulated, derived_seed(seed, ON_SIMULATED), lambda num: None)
         upper = self._upper(pair, simulated, drawn, seed)
         rows = np.unique(chosen.cpu().numpy())  # of the real data, annealed too
@@ -127,6 +124,22 @@ def sandwich(
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     annealing = annealed_importance_sampling(num_steps, num_chains, num_leapfrog, start, proposal=proposal)
     return Sandwich(estimator or annealing, annealing, num_simulated, tolerance)
+
+
+def _simulate(pair: Pair, args: tuple[Tensor, ...], seed: int) -> tuple[tuple[Tensor, ...], traces.Values]:
+    """Exact draws of p(x, z): the arguments with x in the place of the data, and z.
+
+    The model runs twice with the same random numbers, the second time at the x of the first: a site whose law depends
+    on x, as an auxiliary latent's does, is to see the x that was drawn.
+    """
+    for again in (False, True):
+        reseed(derived_seed(seed, SIMULATION), args[0].device)
+        drawn = traces.simulate(pair, args)
+        obs = drawn.pop("obs").to(args[0].dtype)
+        if again and not torch.equal(obs, args[0]):
+            raise ValueError("no data can be simulated: the law of the site 'obs' depends on the data themselves")
+        args = (obs, *args[1:])
+    return args, drawn
 
 
 def certify(

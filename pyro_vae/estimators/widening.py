@@ -58,7 +58,7 @@ def _plain(law: Any, factor: float) -> Any:
             law.loc, root * law.cov_factor, factor * law.cov_diag, validate_args=False
         )
     if isinstance(law, dist.MixtureOfDiagNormals):
-        return dist.MixtureOfDiagNormals(law.locs, root * law.coord_scale, law.component_logits)
+        return type(law)(law.locs, root * law.coord_scale, law.component_logits)
     if isinstance(law, torch.distributions.StudentT):
         return dist.StudentT(law.df, law.loc, root * law.scale, validate_args=False)
     for name in ("Normal", "Laplace", "Cauchy"):

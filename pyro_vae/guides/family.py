@@ -2,12 +2,14 @@
 
 A family is an `nn.Module` built as `Family(in_dim, latent_dim, *, ...)`, where `in_dim` is the number of features that
 the encoder gives. Called as `family(features)`, it returns q(z | x), a law with events of shape (latent_dim,) and one
-row per datum. That is all that a user's own needs. Three things more are asked for by name:
+row per datum. That is all that a user's own needs. Four things more are asked for by name:
 
 - `has_density`: whether log q(z | x) can be had at any z, and not only at the draws of the law itself; True if it is
   not there.
 - `sample(features, log_joint)`: in place of the call, for a family that is more than a law of z. It draws the site "z",
   and perhaps others; `log_joint(z)` is log p(x, z) of each datum, shape (..., n), nats.
+- `stratified`: True for a family whose particles, in training mode, depend on each other. `fit` sets it to False for
+  an objective whose gradient needs independent ones.
 - `extend(z, features)`: the laws that the model gives to those other sites, for a family with auxiliary variables.
 """
 

@@ -17,9 +17,9 @@ class Mixture(nn.Module):
 
     Draws have gradients with respect to all of the parameters, learned weights too. In training mode, where there are K
     particles for each datum, each component comes up floor(K π_c) or so many plus one times, in random order: every
-    particle has the law q, and sums over particles vary less than with components drawn one by one. In evaluation
-    mode particles are independent, as the errors of an estimate and its differences between numbers of particles
-    take them to be.
+    particle has the law q, and sums over particles vary less than with components drawn one by one. Particles are
+    independent in evaluation mode, as the errors of an estimate take them to be, and where `stratified` is False, which
+    `fit` sees to for objectives that couple particles: their gradients are right for independent ones only.
 
     Args:
         in_dim: number of features.
@@ -35,6 +35,7 @@ class Mixture(nn.Module):
     """
 
     has_density = True
+    stratified = True
     equal: Tensor
 
     def __init__(self, in_dim: int, latent_dim: int, *, num_components: int = 5, learn_weights: bool = False) -> None:
@@ -55,7 +56,7 @@ class Mixture(nn.Module):
             layer(features).unflatten(-1, (self.num_components, -1)) for layer in (self.loc, self.log_scale)
         )
         logits = self.equal.expand(loc.shape[:-1]) if self.logits is None else self.logits(features)
-        law = _Even if self.training else _Independent
+        law = _Even if self.training and self.stratified else _Independent
         return law(loc, log_scale.exp(), logits)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.guides.family import LogJoint
 from pyro_vae.guides.heads import diagonal_normal, linear
 
-TRUST = 1.0  # a step moves μ_j by at most this many σ_j, and log σ_j by at most this, times the step size
+TRUST = 1.0  # a step moves μ_j by at most this many σ_j, and log σ_j by `SLOWER` of it, times the step size
 SLOWER = 0.4  # log σ moves by this part of its natural gradient, so that the errors of several steps average out
 SEED = 0  # of the signs
 
@@ -24,6 +24,8 @@ class SemiAmortized(nn.Module):
     0 and variance 1 however few, where σ would fit itself to the variance of a few normals; up to latent_dim = S/2 they
     are uncorrelated too, and beyond it correlated in another way at each step. The encoder learns from the gradient at
     the improved λ, as if the way there were a constant. The call of the family is the encoder's law, without a step.
+
+    L counts the latent terms once, whatever weight a training schedule gives them.
 
     Args:
         in_dim: number of features.
