@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was done, what was seen, what was asked for, and whether it holds."""
+    """One line of the table: what was done, what was seen, what was asked for, and whether it holds.
+
+    `holds` is None where nothing was promised and the figure is only reported.
+    """
 
     item: str
     case: str
     seen: str
     asked: str
-    holds: bool
+    holds: bool | None
 
 
 def binomial_band(repeats: int, probability: float = 0.95, level: float = 0.999) -> tuple[float, float]:

@@ -39,7 +39,7 @@ def rows(out: Path, root: str | None, num_data: int = 1000) -> Iterator[Row]:
         seen = f"{SYMBOLS[result.direction]} {result.mean:.3f} (MC SE {result.mc_se:.3f}, test SE {result.test_se:.2f})"
         seen += f", interval [{interval.low:.3f}, {interval.high:.3f}]"
         seen += f"; warning: {interval.warning}" if interval.warning else ", no warning"
-        yield Row(ITEM, name, f"{seen}; {result.seconds:.0f} s", "beside the others", True)
+        yield Row(ITEM, name, f"{seen}; {result.seconds:.0f} s", "beside the others", None)
     *_, multilevel, annealed = found.values()
     left, right = multilevel.interval(), annealed.interval()
     meet = left.low <= right.high and right.low <= left.high
