@@ -17,6 +17,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_vae import traces
 from pyro_vae.particles import Particles
+from pyro_vae.randomness import own_randomness
 from pyro_vae.traces import Latent, Pair
 
 PYRO: dict[str, Any] = {"elbo": Trace_ELBO, "beta": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
@@ -252,7 +253,8 @@ def _stratify(pair: Pair, allowed: bool) -> None:
 
 def _in_order(pair: Pair, args: tuple[Tensor, ...]) -> bool:
     """Whether guide and model draw their latent sites in the same order."""
-    guide, model = (list(traces.laws(Pair(program, program), args)) for program in (pair.guide, pair.model))
+    with own_randomness(0, args[0].device):  # to look must not move the noise of the fit
+        guide, model = (list(traces.laws(Pair(program, program), args)) for program in (pair.guide, pair.model))
     return guide == model
 
 
