@@ -50,7 +50,9 @@ PAPER: dict[Cell, float] = {  # negative log-likelihood, nats
     (2, "iwae", 5): 83.89,
     (2, "iwae", 50): 82.90,
 }
-FITTED = sorted((cell for cell in PAPER if cell[1:] != ("iwae", 1)), key=lambda cell: (-cell[2], -cell[0]))  # long first
+FITTED = sorted(
+    (cell for cell in PAPER if cell[1:] != ("iwae", 1)), key=lambda cell: (-cell[2], -cell[0])
+)  # long first
 
 
 @dataclass(frozen=True)
@@ -237,9 +239,11 @@ def table(contents: dict[str, Any]) -> list[str]:
 
 def _order() -> list[tuple[Cell, Cell]]:
     """(better, worse) as the paper has them: more particles, the IWAE's bound, two layers."""
-    pairs = [((n, kind, more), (n, kind, k)) for n in (1, 2) for kind in ("vae", "iwae") for k, more in ((1, 5), (5, 50))]
-    pairs += [((n, "iwae", k), (n, "vae", k)) for n in (1, 2) for k in (5, 50)]
-    return pairs + [((2, kind, k), (1, kind, k)) for _, kind, k in PAPER if _ == 1 and (kind, k) != ("iwae", 1)]
+    kinds = [(layers, kind) for layers in (1, 2) for kind in ("vae", "iwae")]
+    more = [((*which, larger), (*which, k)) for which in kinds for k, larger in ((1, 5), (5, 50))]
+    bound = [((layers, "iwae", k), (layers, "vae", k)) for layers in (1, 2) for k in (5, 50)]
+    depth = [((2, *cell[1:]), cell) for cell in PAPER if cell[0] == 1 and cell[1:] != ("iwae", 1)]
+    return more + bound + depth
 
 
 ORDER = _order()
