@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,8 +48,9 @@ def to_arviz(results: Results) -> dict[str, Any]:
 
 
 def _elpd(row: Row) -> Any:
-    import arviz
     from xarray import DataArray
+
+    arviz = _arviz()
 
     log_prob, num_data = row.log_prob, len(row.log_prob)
     khats = [fit.khat for fit in row.fits if fit.khat is not None]
@@ -89,9 +91,9 @@ def save_netcdf(results: Results, path: str | Path) -> Path:
     Returns:
         The path of the file.
     """
-    import arviz
     from xarray import DataTree
 
+    arviz = _arviz()
     comparison = results if isinstance(results, Comparison) else compare(results)
     dataset = _dataset(comparison)
     if _is_old(arviz):
@@ -122,6 +124,14 @@ def load_netcdf(path: str | Path) -> dict[str, LogLikelihood | list[LogLikelihoo
         for place, model in enumerate(dataset["model"].values):
             fits.setdefault(str(model), []).append(_read(dataset.isel(fit=place)))
     return {model: each if len(each) > 1 else each[0] for model, each in fits.items()}
+
+
+def _arviz() -> Any:
+    """The package, without the word on its next version that 0.23 has once a day: this file knows both."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=r"\s*ArviZ is undergoing")
+        import arviz
+    return arviz
 
 
 def _is_old(arviz: Any) -> bool:

@@ -10,8 +10,8 @@ import click
 from pyro_vae.estimators.names import ESTIMATORS, PROPOSALS
 
 if TYPE_CHECKING:
+    from pyro_vae.configuration import Config
     from pyro_vae.estimators.choice import Choice
-    from pyro_vae.runs import Config
 
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -146,7 +146,7 @@ def checked(device: str | None) -> str | None:
 
 def config(data: dict[str, Any], **rest: Any) -> "Config":
     """The configuration of a run, from the options of its data and the rest."""
-    from pyro_vae.runs import Config
+    from pyro_vae.configuration import Config
 
     quadrants = data.pop("quadrants")
     if quadrants is not None and data["given"] != "quadrants":

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from pyro_vae.comparison import Comparison, compare, finite
+from pyro_vae.configuration import Config, check_settings, is_conditional, model_class, suits
 from pyro_vae.data import Batch, Data
 from pyro_vae.estimators.choice import Choice
 from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.result import LogLikelihood
-from pyro_vae.runs import Config, check_settings, fit_record, is_conditional, model_class, open_run, suits, train
+from pyro_vae.runs import fit_record, open_run, train
 from pyro_vae.spaces import Binary
 
 MAX_CLASSES = 100  # beyond it, the sum over labels leaves too few particles for each

@@ -24,7 +24,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"rows", "pairs", "tables"},
     {"svi", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
     {"aggregate", "latent_sites", "latent_terms", "latent_rows", "latent_tables", "latent_usage"},
-    {"plots", "plot_bounds", "plot_latents", "arviz", "plugins", "runs"},
+    {"plots", "plot_bounds", "plot_latents", "arviz", "plugins", "configuration", "runs"},
     {"study", "pictures", "scoring"},
     {"options"},
     {"cli"},

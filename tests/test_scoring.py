@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pyro_vae.configuration import Config
 from pyro_vae.data import Batch, Data
 from pyro_vae.estimators.result import LogLikelihood
-from pyro_vae.runs import Config, Run
+from pyro_vae.runs import Run
 from pyro_vae.scoring import rank, read_batch, write_ranking
 from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real
 

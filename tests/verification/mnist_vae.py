@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyro_vae as pv
-from pyro_vae import runs
+from pyro_vae import configuration, runs
 from pyro_vae.comparison import SYMBOLS
 from pyro_vae.study import FIT_LARGE, NET_LARGE
 from verification import Row
@@ -16,7 +16,7 @@ STEPS = 100  # of annealing from the guide
 def open_or_fit(out: Path, root: str | None) -> runs.Run:
     """The run in `out`; fitted first, with the settings of `compare`, if it is not there (17 minutes on one core)."""
     if not (out / "fit.json").is_file():
-        config = runs.Config(model="vae", data="mnist", root=root, options=NET_LARGE, fit=FIT_LARGE)
+        config = configuration.Config(model="vae", data="mnist", root=root, options=NET_LARGE, fit=FIT_LARGE)
         runs.train(config, out, resume=(out / "checkpoint.pt").is_file())
     return runs.open_run(out, root=root)
 

@@ -21,7 +21,11 @@ NUM_DATA = 20  # that are scored
 
 
 class Correlated(LinearGaussian):
-    """A PPCA whose ten latents are strongly correlated a posteriori."""
+    """A PPCA whose ten latents are strongly correlated a posteriori.
+
+    The best law of independent latents is normal, as of all laws with the same variances a normal has the most entropy:
+    what a mean-field family can reach is `mean_field_gap`, be its marginals normal, Student-t, or fitted to each datum.
+    """
 
     shape, num_modes = (10,), 1
 
@@ -93,18 +97,22 @@ class Fitted(nn.Module):
 
 @dataclass(frozen=True)
 class Guide:
-    """A family with its options on both targets, and the gap that is asked of it there, nats; None for no promise."""
+    """A family with its options on both targets, and the gap that is asked of it there, nats; None for no promise.
+
+    `independent` says that its latents are independent, so that on the correlated target its gap is known.
+    """
 
     name: str
     correlated: dict | None = None
     moons: dict | None = None
     asked: tuple[float | None, float | None] = (None, None)
     objective: str = "elbo"
+    independent: bool = False
 
 
 LANDS = "sticking_the_landing"  # no noise is left where the family holds the posterior
 GUIDES = (
-    Guide("mean_field", objective=LANDS),
+    Guide("mean_field", objective=LANDS, independent=True),
     Guide("full_covariance", asked=(0.05, None), objective=LANDS),
     Guide("low_rank", {"rank": 9}, {"rank": 2}, (0.05, None), LANDS),
     Guide("householder", {"num_reflections": 10}, asked=(0.05, None), objective=LANDS),
@@ -112,9 +120,9 @@ GUIDES = (
     Guide("inverse_autoregressive", {}, {"num_flows": 4, "hidden_dim": 32}, (0.05, 0.1)),
     Guide("spline", {"num_flows": 4, "hidden_dim": 64}, {"num_flows": 3, "hidden_dim": 32}, (0.05, 0.1), LANDS),
     Guide("mixture", {"num_components": 8}, {"num_components": 8}, (None, 0.1)),
-    Guide("student_t", objective=LANDS),
+    Guide("student_t", objective=LANDS, independent=True),
     Guide("hierarchical"),
-    Guide("semi_amortized"),
+    Guide("semi_amortized", independent=True),
 )
 
 
@@ -149,9 +157,15 @@ def rows(target_name: str) -> Iterator[Row]:
     target, place = TARGETS[target_name](), list(TARGETS).index(target_name)
     for guide in GUIDES:
         options, asked = (guide.correlated, guide.moons)[place] or {}, guide.asked[place]
-        gap, se = fit_gap(target, guide, options, hidden_dim=None, epochs=1600)
+        gap, se = fit_gap(target, guide, options, hidden_dim=None, epochs=3200)
         amortised, amortised_se = fit_gap(target, guide, options, hidden_dim=32, epochs=400)
         seen = f"log p - ELBO {gap:.3f} (SE {se:.3f}) nats with parameters per datum, {amortised:.3f} by a network"
         name = f"{target_name}: {guide.name}{f' {options}' if options else ''}"
-        limit = min(gap + 2 * se, amortised + 2 * amortised_se)  # both are at least the gap of the family
-        yield Row(ITEM, name, seen, f"< {asked}" if asked else "reported", limit < asked if asked else None)
+        if asked:
+            limit = min(gap + 2 * se, amortised + 2 * amortised_se)  # both are at least the gap of the family
+            yield Row(ITEM, name, seen, f"< {asked}", limit < asked)
+        elif guide.independent and isinstance(target, Correlated):
+            best = target.mean_field_gap()
+            yield Row(ITEM, name, seen, f"{best:.3f}, as is known, within 4 SE", abs(gap - best) < 4 * se)
+        else:
+            yield Row(ITEM, name, seen, "reported", None)
