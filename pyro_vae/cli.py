@@ -258,7 +258,7 @@ def latents_command(
 ) -> None:
     """What a fitted model does with its latents: active units, the KL of each, the ELBO taken apart."""
     from pyro_vae import plot_latents, runs
-    from pyro_vae.latent_usage import latent_use
+    from pyro_vae.usage.latent_use import latent_use
 
     opened = runs.open_run(run, data=data, root=root)
     batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, seed)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.latent_rows import ACTIVE
-from pyro_vae.latent_usage import LatentUse
 from pyro_vae.plots import BLUE, GREY, ORANGE
+from pyro_vae.usage.latent_use import LatentUse
+from pyro_vae.usage.rows import ACTIVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

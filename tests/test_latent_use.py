@@ -14,9 +14,9 @@ from oracles import LinearGaussian
 
 import pyro_vae as pv
 from pyro_vae import traces
-from pyro_vae.aggregate import log_aggregate
-from pyro_vae.latent_sites import find_sites
 from pyro_vae.randomness import own_randomness
+from pyro_vae.usage.aggregate import log_aggregate
+from pyro_vae.usage.sites import find_sites
 
 NUM_DATA = 1500
 USED = torch.tensor([2.0, 1.0, 0.5, 0.0, 0.0], dtype=torch.float64)  # lengths of the columns of W: two latents unused

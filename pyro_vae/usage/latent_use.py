@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import latent_tables, traces
-from pyro_vae.aggregate import why_not
+from pyro_vae import traces
 from pyro_vae.bound_rows import Figure, figure
 from pyro_vae.data import Batch
 from pyro_vae.estimators.evaluate import checked_space, prepared
-from pyro_vae.latent_rows import SiteUse, unit_variance
-from pyro_vae.latent_sites import Site, find_sites
-from pyro_vae.latent_terms import Terms, collect, mutual_information
 from pyro_vae.rows import finite
 from pyro_vae.traces import Program
+from pyro_vae.usage import tables
+from pyro_vae.usage.aggregate import why_not
+from pyro_vae.usage.rows import SiteUse, unit_variance
+from pyro_vae.usage.sites import Site, find_sites
+from pyro_vae.usage.terms import Terms, collect, mutual_information
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,16 +78,16 @@ class LatentUse:
     @property
     def figures(self) -> dict[str, Figure | None]:
         """The parts of the ELBO by name, from "elbo" to "marginal_kl"."""
-        return {name: getattr(self, name) for name in latent_tables.PARTS}
+        return {name: getattr(self, name) for name in tables.PARTS}
 
     def table(self) -> str:
         """The ELBO taken apart, the sites, the units that cost most, and remarks, as plain text; nats."""
         place = f"mean over {self.num_data} data in {self.space}, sha256 {self.digest:.12}"
-        return latent_tables.table(self.figures, self.sites, self.remarks(), place)
+        return tables.table(self.figures, self.sites, self.remarks(), place)
 
     def remarks(self) -> list[str]:
         """What a reader must know beside the numbers."""
-        return latent_tables.remarks(self.figures, self.sites, self.skipped, self.num_data)
+        return tables.remarks(self.figures, self.sites, self.skipped, self.num_data)
 
     def to_dict(self) -> dict[str, object]:
         """The figures as plain numbers; nats; None for no finite number."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pyro_vae.bound_rows import Figure
-from pyro_vae.latent_rows import ACTIVE, LEVEL, SiteUse
 from pyro_vae.tables import SYMBOLS, align, number, wrapped
+from pyro_vae.usage.rows import ACTIVE, LEVEL, SiteUse
 
 Figures = Mapping[str, Figure | None]
 PARTS = {  # of the ELBO, by the names that `LatentUse` gives them, with the side on which the population's value lies

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import traces
-from pyro_vae.latent_sites import Site
 from pyro_vae.traces import Pair
+from pyro_vae.usage.sites import Site
 
 BLOCK_NUMBERS = {"cpu": 2**22, "cuda": 2**27}  # of latents (or, on tiled data, of observations) held at once
 SPREAD = 100  # data, evenly over all of them, whose priors are compared

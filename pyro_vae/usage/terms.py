@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae import traces
-from pyro_vae.aggregate import log_aggregate
 from pyro_vae.estimators.streaming import Blocks
-from pyro_vae.latent_sites import Draws, Site, draw
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
+from pyro_vae.usage.aggregate import log_aggregate
+from pyro_vae.usage.sites import Draws, Site, draw
 
 MAX_PAIRS = 2**22  # of a draw and a datum, for q(z), as far as two draws of each datum allow it
 ROUNDING = 1e-6  # variance of what is 0 but for rounding, nats²

@@ -1,0 +1,60 @@
+"""Pyro programs run and read: the only folder that touches poutine."""
+
+from pyro_vae.traces.effects import apart, particle_shape, scaled_latents, with_laws
+from pyro_vae.traces.inspection import (
+    Site,
+    check_pair,
+    latent_sites,
+    laws,
+    nonfinite_site,
+    observation,
+    reconstruct,
+    sites,
+)
+from pyro_vae.traces.pair import Pair, Program, Values, announce, as_pair
+from pyro_vae.traces.weights import (
+    Latent,
+    broadcasts,
+    check_density,
+    draw_latents,
+    draw_prior,
+    latent_terms,
+    log_density,
+    log_joint,
+    log_prior_and_likelihood,
+    log_weights,
+    simulate,
+    take_particles,
+)
+
+__all__ = [
+    "Latent",
+    "Pair",
+    "Program",
+    "Site",
+    "Values",
+    "announce",
+    "apart",
+    "as_pair",
+    "broadcasts",
+    "check_density",
+    "check_pair",
+    "draw_latents",
+    "draw_prior",
+    "latent_sites",
+    "latent_terms",
+    "laws",
+    "log_density",
+    "log_joint",
+    "log_prior_and_likelihood",
+    "log_weights",
+    "nonfinite_site",
+    "observation",
+    "particle_shape",
+    "reconstruct",
+    "scaled_latents",
+    "simulate",
+    "sites",
+    "take_particles",
+    "with_laws",
+]

@@ -1,0 +1,97 @@
+"""What a pair does at its sites: which are latent, what law each has, and which one goes bad."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.traces.pair import Pair
+from pyro_vae.traces.records import latent_nodes, record_both, sample_sites
+
+
+def latent_sites(pair: Pair, args: tuple[Tensor, ...]) -> tuple[list[str], list[str]]:
+    """Names of the latent sites of the model and of the guide."""
+    with torch.no_grad():
+        guide_trace, model_trace = record_both(pair, args)
+    return sorted(latent_nodes(model_trace)), sorted(latent_nodes(guide_trace))
+
+
+def check_pair(pair: Pair, args: tuple[Tensor, ...]) -> list[str]:
+    """The latent sites, after checking that model and guide have the same ones; a ValueError lists both sets."""
+    in_model, in_guide = latent_sites(pair, args)
+    if in_model != in_guide:
+        hint = "" if in_guide else "; pass the guide as guide=..."
+        raise ValueError(f"model and guide must have the same latent sites; model: {in_model}, guide: {in_guide}{hint}")
+    return in_model
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample site of one run of a program, as it was found.
+
+    Attributes:
+        program: "model" or "guide".
+        name: of the site.
+        law: its distribution.
+        value: what was drawn or observed there.
+        log_prob: of the value, nats, in the shape that the law gives it, the scale included.
+        scale: what Pyro multiplies the log-probability by.
+        plates: {dim: name} of the plates around it.
+        is_latent: whether it holds no data.
+    """
+
+    program: str
+    name: str
+    law: Any
+    value: Tensor
+    log_prob: Tensor
+    scale: float | Tensor
+    plates: dict[int, str]
+    is_latent: bool
+
+
+def sites(pair: Pair, args: tuple[Tensor, ...]) -> list[Site]:
+    """Every sample site of one run of the guide, and of the model at the guide's draws, whatever they are worth."""
+    found = []
+    for program, trace in zip(("guide", "model"), record_both(pair, args), strict=True):
+        trace.compute_log_prob()
+        for name, site in sample_sites(trace):
+            plates = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
+            facts = site["fn"], site["value"], site["log_prob"], site["scale"], plates, not site["is_observed"]
+            found.append(Site(program, name, *facts))
+    return found
+
+
+def laws(pair: Pair, args: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The law of every latent site of the model, {site: distribution}, at latents drawn from the guide."""
+    with torch.no_grad():
+        guide_trace, model_trace = record_both(pair, args)
+    return {name: model_trace.nodes[name]["fn"] for name in latent_nodes(guide_trace)}
+
+
+def observation(pair: Pair, args: tuple[Tensor, ...]) -> Any:
+    """The distribution at the site "obs", given latents drawn from the guide."""
+    with torch.no_grad():
+        nodes = record_both(pair, args)[1].nodes
+    if "obs" not in nodes:
+        sites = [name for name, node in nodes.items() if node["type"] == "sample"]
+        raise ValueError(f"the data must be at the site 'obs' of the model, found the sites {sites}")
+    return nodes["obs"]["fn"]
+
+
+def reconstruct(pair: Pair, args: tuple[Tensor, ...]) -> Tensor:
+    """The mean of p(x | z) at one draw z ~ q(z | x) for each datum; (n, *shape)."""
+    return observation(pair, args).mean
+
+
+def nonfinite_site(pair: Pair, args: tuple[Tensor, ...]) -> str | None:
+    """The first site whose log-probability or value is not finite, as "site 'z' of the guide", or None."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for program, trace in zip(("guide", "model"), record_both(pair, args), strict=True):
+            trace.compute_log_prob()
+            for name, site in sample_sites(trace):
+                if not bool(site["log_prob"].isfinite().all() and site["value"].isfinite().all()):
+                    return f"site {name!r} of the {program}"
+    return None

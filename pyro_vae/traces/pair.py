@@ -1,0 +1,58 @@
+"""A model and its guide: what programs they are, what they are made of, how they show their parameters to Pyro."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import pyro
+from pyro import poutine
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor, nn
+
+Program = Callable[..., object]
+Values = dict[str, Tensor]
+
+_numbers = itertools.count()
+_names: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+
+
+def announce(module: nn.Module) -> None:
+    """Show a module's parameters to a plain `pyro.infer.SVI` step, under names that no other module has.
+
+    `SVI.step` collects parameters by a parameter-only trace, and only then is there anyone to tell: `fit` reads them
+    from the module, and neither there nor in an estimator does this cost anything or fill Pyro's global store.
+    """
+    if any(isinstance(h, poutine.trace_messenger.TraceMessenger) and h.param_only for h in _PYRO_STACK):
+        name = _names.setdefault(module, f"{type(module).__name__}-{next(_numbers)}")
+        pyro.module(name, module)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A Pyro model p(x, z) and a guide q(z | x), called as `model(obs)` or `model(obs, context)`."""
+
+    model: Program
+    guide: Program
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The torch modules that the pair is made of: the programs, what they are methods of, what they close over."""
+        parts: list[object] = [getattr(program, "__self__", program) for program in (self.model, self.guide)]
+        for program in (self.model, self.guide):
+            parts += [cell.cell_contents for cell in getattr(program, "__closure__", None) or ()]
+        return tuple(dict.fromkeys(part for part in parts if isinstance(part, nn.Module)))
+
+
+def as_pair(model: Program | nn.Module, guide: Program | None = None) -> Pair:
+    """One of our models, or any Pyro model with its guide, as a pair; a missing guide means no latent sites."""
+    own_model, own_guide = getattr(model, "model", None), getattr(model, "guide", None)
+    if isinstance(model, nn.Module) and callable(own_model):
+        return Pair(own_model, guide or own_guide or _no_latents)
+    if not callable(model):
+        raise TypeError(f"model must be a Pyro program or a module with the method `model`, got {type(model).__name__}")
+    return Pair(model, guide or _no_latents)
+
+
+def _no_latents(*args: object) -> None:
+    """The guide of a model without latent sites."""

@@ -1,0 +1,1 @@
+"""What a fitted pair does with its latents, one concept per file."""
