@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := -c requirements.txt -e '.[test]'
 
-.PHONY: install compare verify test lint types unit requirements clean
+.PHONY: install compare verify notebooks test lint types unit requirements clean
 
 install: $(STAMP)
 
@@ -19,6 +19,10 @@ compare: $(STAMP)
 
 verify: $(STAMP)
 	$(BIN)/python tests/verify.py --root $(ROOT) --run $(RUN) --out docs/verification.md
+
+# The notebooks, whole and executed, as runs/notebooks/*.ipynb.
+notebooks: $(STAMP)
+	$(BIN)/python tests/run_notebooks.py --out runs/notebooks
 
 test: lint types unit
 

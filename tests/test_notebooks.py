@@ -1,37 +1,9 @@
 """Every notebook runs from its first cell to its last, in the interpreter that runs the tests."""
 
-import gc
-import shutil
-import sys
-from pathlib import Path
-
-import jupytext
 import pytest
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
+from run_notebooks import NOTEBOOKS, execute
 
-FILES = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.py"))
-NOTEBOOKS = [path for path in FILES if path.read_text(encoding="utf-8").startswith("# ---\n# jupyter:")]
 SECONDS = 300  # per cell, on a busy machine
-
-
-class ThisInterpreter(AsyncKernelManager):
-    """Starts the interpreter that runs the tests, whatever kernels are installed."""
-
-    @property
-    def kernel_spec(self):
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
-
-
-def execute(notebook, folder):
-    where = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, kernel_manager_class=ThisInterpreter, timeout=SECONDS, resources=where)
-    notebook = client.execute()
-    del client
-    gc.collect()  # what jupyter leaves open warns here and not in another test
-    return notebook
 
 
 def outputs(notebook):
@@ -50,9 +22,7 @@ def test_notebook_runs_in_ten_cells_and_shows_a_picture(path, tmp_path, monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    for beside in set(FILES) - set(NOTEBOOKS):  # what a notebook finds in its own folder
-        shutil.copy(beside, tmp_path)
-    notebook = execute(jupytext.read(path), tmp_path)
+    notebook = execute(path, tmp_path, SECONDS)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(code) <= 10
     assert all(cell.execution_count for cell in code)
