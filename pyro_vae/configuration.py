@@ -186,11 +186,12 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     unknown = [key for key in settings if key not in (*known, "method")]
     if unknown:
         raise ValueError(f"the fit of {name} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    if by_svi:  # which checks them itself
+        svi.Settings(**{key: value for key, value in settings.items() if key != "method"})
+        return
     for key, value in settings.items():
         default = known.get(key, "")
         if isinstance(default, str) or (value is None and default is None):
             continue
         if not isinstance(value, int | float if isinstance(default, float) else int):
             raise ValueError(f"{key} must be a{'' if isinstance(default, float) else ' whole'} number, got {value!r}")
-    if by_svi:
-        svi.Settings(**{key: value for key, value in settings.items() if key != "method"})

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from pyro_vae import checkpoint, svi, traces
+from pyro_vae.checks import check_choice
 from pyro_vae.data import Data
 from pyro_vae.estimators.evaluate import pick_device
 from pyro_vae.history import History, write_rows
-from pyro_vae.settings import check_choice
 from pyro_vae.traces import Program
 
 METHODS = ("svi", "maximum_likelihood")
@@ -30,6 +30,7 @@ def fit(
     resume: bool = False,
     progress: bool = False,
     seed: int = 0,
+    initialize: bool | None = None,
     **settings: Any,
 ) -> History:
     """Fit a model in place: parameters with the best validation ELBO at the end.
@@ -54,6 +55,9 @@ def fit(
         resume: go on from the checkpoint in `out`, on the CPU to bit-identical parameters.
         progress: show a bar with ELBO, images/s and the time left.
         seed: seed of everything random.
+        initialize: whether SVI first starts the model from the training data (its method of that name sets output
+            biases to the mean image, pseudo-inputs to images), whatever parameters it has. If None, only a model that
+            was never fitted: a second fit goes on from the parameters of the first.
         **settings: for SVI the fields of `svi.Settings`: num_epochs, batch_size, learning_rate, schedule ("one_cycle",
             "cosine", "constant"), adam_eps, objective, num_particles (K), alpha (of "renyi", not 1), free_bits (the
             floor of "free_bits", nats per latent dimension), beta (weight of log p(z) - log q(z | x)), kl_schedule of
@@ -100,7 +104,7 @@ def fit(
         pick_device(device),
         None if out is None else Path(out),
     )
-    return run.go(resume, progress)
+    return run.go(resume, progress, initialize)
 
 
 def _maximum_likelihood(
@@ -129,6 +133,7 @@ def _maximum_likelihood(
         model.to(device)
         own = {name: value for name, value in {"seed": seed, "progress": tick}.items() if name in known}
         trace = own_way(data.train.obs.to(device), **own, **settings)
+        svi.mark_fitted(model)
     rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
     history = History(rows, len(rows), None, "finished", time.perf_counter() - started)
     if out is not None:

@@ -5,15 +5,15 @@ datum; see `particles`. The weight c is 1, or what a training schedule says, in 
 """
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from pyro_vae import traces
 from pyro_vae.particles import Particles
@@ -21,6 +21,7 @@ from pyro_vae.randomness import own_randomness
 from pyro_vae.traces import Latent, Pair
 
 PYRO: dict[str, Any] = {"elbo": Trace_ELBO, "beta": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
+SCORED = ("elbo", "beta")  # where a site is not reparameterised, they take its score
 SEVERAL = ("iwae", "renyi", "dreg")  # with one particle they are the ELBO
 OBJECTIVES = (*PYRO, *SEVERAL, "sticking_the_landing", "free_bits")
 OTHER_NAMES = {"trace": "elbo"}
@@ -193,19 +194,12 @@ class FreeBits:
 
     def _floored(self, latent: Latent) -> Tensor:
         """Σ_j max(λ, KL_j) over the groups of one site, nats per datum."""
-        posterior, prior = _normals(latent.posterior), _normals(latent.prior)
+        posterior, prior = traces.independent_normals(latent.posterior), traces.independent_normals(latent.prior)
         if posterior is None or prior is None or not self.in_order:
             return latent.log_ratio.mean().neg().clamp(min=self.floor * latent.num_dims)
         divergence = kl_divergence(posterior, prior)  # (num_particles, n, *event), or (..., rows, *event) if tiled
         rows = divergence if self.particles.tiled else divergence.flatten(0, 1)
         return rows.mean(-1 - latent.posterior.event_dim).clamp(min=self.floor).sum()
-
-
-def _normals(law: Any) -> Normal | None:
-    """The independent normals that a law is made of, if it is."""
-    while isinstance(law, Independent):
-        law = law.base_dist
-    return law if isinstance(law, Normal) else None
 
 
 def make_objective(
@@ -224,16 +218,18 @@ def make_objective(
     Raises:
         ValueError: the guide is not reparameterised, or it has no density where the objective needs one.
     """
-    _stratify(pair, name not in SEVERAL)
+    # The ELBO's fits have never drawn here, those of other objectives always: both keep their digits.
+    with own_randomness(0, args[0].device) if name in PYRO else nullcontext(), torch.no_grad():
+        posteriors = {} if name in SCORED else traces.laws(Pair(pair.guide, pair.guide), args)
+        _check_reparameterised(name, posteriors)
+        is_asked = name not in PYRO or num_particles > 1
+        particles = Particles(num_particles, tiled=is_asked and not traces.broadcasts(pair, args))
+    if name == "mean_field":
+        _check_order(pair, args)
     if name in PYRO:
-        if name == "mean_field":
-            _check_order(pair, args)
-        vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if num_particles > 1 else {}
+        together = num_particles > 1 and not particles.tiled  # else one run for each
+        vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if together else {}
         return Elbo(PYRO[name](num_particles=num_particles, **vectorize))
-    posteriors = traces.laws(Pair(pair.guide, pair.guide), args)
-    _check_reparameterised(name, posteriors)
-    with torch.no_grad():
-        particles = Particles(num_particles, tiled=not traces.broadcasts(pair, args))
     if name == "free_bits":
         return FreeBits(particles, free_bits, _in_order(pair, args))
     if name in ("iwae", "renyi"):
@@ -244,11 +240,25 @@ def make_objective(
     return DoublyReparameterised(particles, {site: law.event_dim for site, law in posteriors.items()})
 
 
-def _stratify(pair: Pair, allowed: bool) -> None:
-    """Whether families may spread draws over the particles: sums over them take it, what couples them does not."""
-    for module in (each for root in pair.modules for each in root.modules()):
-        if hasattr(module, "stratified"):
-            setattr(module, "stratified", allowed)  # noqa: B010 - an attribute that not every module has
+@contextmanager
+def particles_as_needed(name: str, pair: Pair) -> Iterator[None]:
+    """Let families spread draws over the particles inside, where the objective is a sum over them.
+
+    What couples particles needs independent ones. Afterwards the families are as they were.
+    """
+    modules = {module for root in pair.modules for module in root.modules()}
+    families = {module: allowed for module in modules if isinstance(allowed := _stratified(module), bool)}
+    for module, allowed in families.items():
+        setattr(module, "stratified", allowed and name not in SEVERAL)  # noqa: B010 - not every module has it
+    try:
+        yield
+    finally:
+        for module, allowed in families.items():
+            setattr(module, "stratified", allowed)  # noqa: B010
+
+
+def _stratified(module: nn.Module) -> object:
+    return getattr(module, "stratified", None)
 
 
 def _in_order(pair: Pair, args: tuple[Tensor, ...]) -> bool:
@@ -271,5 +281,5 @@ def _check_reparameterised(name: str, posteriors: Mapping[str, Any]) -> None:
         if not law.has_rsample:
             raise ValueError(
                 f"objective {name!r} needs a guide whose draws are differentiable, and site {site!r} is drawn from "
-                f"{type(law).__name__}, which is not; use objective 'elbo'"
+                f"{type(traces.innermost(law)).__name__}, which is not; use objective 'elbo'"
             )

@@ -57,22 +57,22 @@ def _latents_figure(use: LatentUse) -> "Figure":
 
 
 def _names(use: LatentUse) -> list[str]:
-    return [name for site in use.sites for name in site.unit_names]
+    return [name for site in use.latents for name in site.unit_names]
 
 
 def _draw_units(ax: "Axes", use: LatentUse) -> np.ndarray:
     """One bar for each unit; the order of the units."""
-    variance = np.concatenate([site.variance for site in use.sites])
-    active = np.concatenate([site.active for site in use.sites])
-    divergences = [(site.kl_per_unit, site.kl_per_unit_se) for site in use.sites if site.kl_per_unit is not None]
-    if len(divergences) == len(use.sites):
+    variance = np.concatenate([site.variance for site in use.latents])
+    active = np.concatenate([site.active for site in use.latents])
+    divergences = [(site.kl_per_unit, site.kl_per_unit_se) for site in use.latents if site.kl_per_unit is not None]
+    if len(divergences) == len(use.latents):
         heights, errors = (np.concatenate(each) for each in zip(*divergences, strict=True))
         ax.set_ylabel(f"KL(q(u | x) || p(u)) (nats, mean over {use.num_data} data)")
     else:
-        heights, errors = variance, np.concatenate([site.variance_se for site in use.sites])
+        heights, errors = variance, np.concatenate([site.variance_se for site in use.latents])
         ax.set_ylabel(f"variance of E[u | x] over {use.num_data} data (squared unit of u)")
     order = np.argsort(-heights, kind="stable")
-    if len(divergences) < len(use.sites):
+    if len(divergences) < len(use.latents):
         _to_log_scale(ax, heights)
     for chosen, color, words in ((True, BLUE, "active"), (False, GREY, "not active")):
         places = np.flatnonzero(active[order] == chosen)
@@ -81,7 +81,7 @@ def _draw_units(ax: "Axes", use: LatentUse) -> np.ndarray:
             continue
         label = f"{words}: {len(units)} of {use.num_units} units (A_u {'>' if chosen else '≤'} {ACTIVE:g})"
         ax.bar(places, heights[units], color=color, label=label, yerr=1.96 * errors[units], ecolor="#333333", width=0.8)
-    if len(divergences) == len(use.sites):
+    if len(divergences) == len(use.latents):
         ax.set_ylim(0, max(1.18 * ax.get_ylim()[1], LEAST_KL))
     _name_units(ax, [_names(use)[unit] for unit in order])
     return order
@@ -107,8 +107,8 @@ def _name_units(ax: "Axes", names: list[str]) -> None:
 
 def _prior(use: LatentUse) -> np.ndarray | None:
     """Mean and scale of p(u) of all units (2, units), if every site has a normal one."""
-    priors = [site.prior for site in use.sites if site.prior is not None]
-    return np.concatenate(priors, -1) if len(priors) == len(use.sites) else None
+    priors = [site.prior for site in use.latents if site.prior is not None]
+    return np.concatenate(priors, -1) if len(priors) == len(use.latents) else None
 
 
 def _draw_scatter(ax: "Axes", use: LatentUse, first: int, second: int) -> None:

@@ -90,7 +90,7 @@ def make_program(made: Any, model: nn.Module, options: Mapping[str, Any]) -> Pro
 
     Raises:
         ValueError: options that it does not have, a class that is no torch module, or a function that reads a module
-            from its file, whose parameters `fit` would not see.
+            from its file, which no copy and no checkpoint would see. `fit` refuses any other hidden parameter.
     """
     name = getattr(made, "__name__", type(made).__name__)
     if inspect.isclass(made):

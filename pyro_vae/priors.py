@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, distributions, nn
 
+from pyro_vae.checks import check_count
 from pyro_vae.distributions import Mixture as Mixed
 from pyro_vae.distributions import NormalComponents
 from pyro_vae.guides import family
@@ -53,7 +54,7 @@ class Mixture(nn.Module):
 
     def __init__(self, latent_dim: int, *, num_components: int = 100) -> None:
         super().__init__()
-        _check_count("num_components", num_components)
+        check_count("num_components", num_components)
         self.loc = nn.Parameter(0.5 * torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
         self.logits = nn.Parameter(torch.zeros(num_components))
@@ -80,7 +81,7 @@ class VampPrior(nn.Module):
 
     def __init__(self, latent_dim: int, shape: Sequence[int], *, num_components: int = 500) -> None:
         super().__init__()
-        _check_count("num_components", num_components)
+        check_count("num_components", num_components)
         self.pseudo_inputs = nn.Parameter(torch.rand(num_components, *shape))
         self.register_buffer("uniform", torch.zeros(num_components), persistent=False)
 
@@ -110,8 +111,8 @@ class Flow(nn.Module):
         super().__init__()
         from zuko.flows import MAF
 
-        _check_count("num_flows", num_flows)
-        _check_count("hidden_dim", hidden_dim)
+        check_count("num_flows", num_flows)
+        check_count("hidden_dim", hidden_dim)
         self.base = StandardNormal(latent_dim)
         # a smooth activation: samplers that follow the gradient of log p(z) need one
         self.flow = MAF(latent_dim, transforms=num_flows, hidden_features=(hidden_dim, hidden_dim), activation=nn.ELU)
@@ -195,7 +196,7 @@ def initialize(prior: nn.Module, inputs: Tensor) -> None:
 def _check_density(posterior: nn.Module) -> None:
     """Refuse a family whose posteriors cannot be mixed."""
     reason = None
-    if hasattr(posterior, "sample"):
+    if hasattr(posterior, "sample_latents"):
         reason = "draws z without giving its law"
     elif not family.has_density(posterior):
         reason = "has a density at its own draws only"
@@ -204,8 +205,3 @@ def _check_density(posterior: nn.Module) -> None:
             f"prior vamp is a mean of posteriors and needs the density of q(z | x) at any z, but the guide "
             f"{type(posterior).__name__} {reason}; take another guide, or prior mixture or flow"
         )
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

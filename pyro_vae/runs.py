@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import checkpoint, plugins, traces
+from pyro_vae import checkpoint, plugins, svi, traces
 from pyro_vae.configuration import Config, check_settings
 from pyro_vae.data import Data
 from pyro_vae.fitting import fit
@@ -137,6 +137,8 @@ def open_run(path: Path, *, data: str | None = None, root: str | None = None) ->
     loaded = config.load_data()
     model, guide = config.build(loaded, source or None)
     _load_parameters(path / "checkpoint.pt", model, guide)
+    for module in traces.as_pair(model, guide).modules:
+        svi.mark_fitted(module)
     digest = record["test_sha256"]
     if digest != loaded.test.digest:
         raise ValueError(

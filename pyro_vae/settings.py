@@ -1,10 +1,10 @@
 """Everything that decides the course of a fit by SVI, checked before it starts."""
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pyro_vae.checks import check_choice, check_count, check_number
 from pyro_vae.objectives import OBJECTIVES, OTHER_NAMES, SEVERAL
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -50,17 +50,17 @@ class Settings:
 
     def _check_ranges(self) -> None:
         for name in AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_count(name, getattr(self, name))
         for name in POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, or None, got {self.patience}")
-        if self.kl_warmup < 0:
-            raise ValueError(f"kl_warmup must not be negative, got {self.kl_warmup}")
-        if self.alpha == 1 or not math.isfinite(self.alpha):
-            raise ValueError(f"alpha must be a number other than 1, where the bound is the ELBO, got {self.alpha}")
+            check_number(name, getattr(self, name), above=0)
+        check_count("kl_warmup", self.kl_warmup, least=0)
+        check_count("seed", self.seed, least=0)
+        if self.patience is not None:
+            check_count("patience", self.patience)
+        check_number("adam_eps", self.adam_eps)
+        check_number("alpha", self.alpha)
+        if self.alpha == 1:
+            raise ValueError("alpha must be a number other than 1, where the bound is the ELBO")
 
     def _check_combinations(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}
@@ -79,12 +79,6 @@ class Settings:
     def weighs_latents(self) -> bool:
         """Whether log p(z) - log q(z | x) has a weight other than 1 at some step."""
         return self.beta != 1 or self.kl_warmup > 0 or self.kl_schedule == "cyclical"
-
-
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise a ValueError that lists the choices, unless `value` is one of them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def up_to_date(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from pyro_vae import checkpoint, schedules, traces
 from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
-from pyro_vae.objectives import Objective, make_objective
+from pyro_vae.objectives import Objective, make_objective, particles_as_needed
 from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness
 from pyro_vae.settings import Settings, up_to_date
 from pyro_vae.traces import Pair
 
 VALID_ROWS = 2000  # particles and data per block of the validation ELBO
+FITTED = "_comes_out_of_a_fit"  # an attribute of a module, no part of its state
 SAVE_SECONDS = 10.0  # a checkpoint at most this often, and always at the end
 
 
@@ -52,10 +53,17 @@ class Run:
         self.boundary: dict[str, Any] = {}
         self.objective: Objective  # made where the fit starts or goes on, once model and guide are known to agree
 
-    def go(self, resume: bool, progress: bool) -> History:
-        """All epochs, whatever ends them, and the best parameters at the end."""
-        with own_randomness(derived_seed(self.settings.seed, NOISE), self.device), _quiet_nan():
-            self._load() if resume else self._initialize()
+    def go(self, resume: bool, progress: bool, initialize: bool | None = None) -> History:
+        """All epochs, whatever ends them, and the best parameters at the end.
+
+        Args:
+            resume: go on from the checkpoint.
+            progress: show a bar.
+            initialize: whether modules start from the data; those that were never fitted if None.
+        """
+        noise = own_randomness(derived_seed(self.settings.seed, NOISE), self.device)
+        with noise, _quiet_nan(), particles_as_needed(self.settings.objective, self.pair):
+            self._load() if resume else self._start(initialize)
             try:
                 status = self._epochs(progress)
             except KeyboardInterrupt:
@@ -65,16 +73,27 @@ class Run:
                 raise
             return self._finish(status)
 
-    def _initialize(self) -> None:
+    def _start(self, initialize: bool | None) -> None:
         for module in self.module:
-            initialize: Any = getattr(module, "initialize", None)
-            if initialize is not None:
-                initialize(self.data.train.obs.to(self.device))
+            own: Any = getattr(module, "initialize", None)
+            if own is not None and (not was_fitted(module) if initialize is None else initialize):
+                own(self.data.train.obs.to(self.device))
         few = self._few()
         traces.check_pair(self.pair, few)
+        self._check_parameters(few)
         self.objective = self._make_objective()
         self.objective.bound(self.pair, few)  # once under Pyro's checks; the loop goes without them
         self.boundary = self._snapshot()
+
+    def _check_parameters(self, few: tuple[Tensor, ...]) -> None:
+        """Refuse a pair that depends on parameters which no module of it holds: they would never move."""
+        with own_randomness(0, self.device):
+            hidden = traces.hidden_parameters(self.pair, few, self.parameters)
+        if hidden:
+            raise ValueError(
+                f"the pair depends on parameters that its modules do not hold, and that would stay as they are: "
+                f"{', '.join(hidden)}; make model and guide torch modules that hold them"
+            )
 
     def _few(self) -> tuple[Tensor, ...]:
         return tuple(arg[:2].to(self.device) for arg in self.data.valid.arguments)
@@ -190,6 +209,8 @@ class Run:
             self._save(self.out)
         if self.best["model"] is not None:
             self.module.load_state_dict(self.best["model"])
+            for module in self.module:
+                mark_fitted(module)
         self.module.eval()
         return History(tuple(self.rows), self.best["epoch"], self.best["valid_elbo"], status, self.seconds)
 
@@ -250,6 +271,16 @@ def _part(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     """The state of one module of the pair, under the names that the module itself gives."""
     prefix = f"{index}."
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def was_fitted(module: nn.Module) -> bool:
+    """Whether a module comes out of a fit, in this process or by way of a run on disk; copies do as it does."""
+    return bool(getattr(module, FITTED, False))
+
+
+def mark_fitted(module: nn.Module) -> None:
+    """Note that a module comes out of a fit: the next one goes on from its parameters."""
+    setattr(module, FITTED, True)
 
 
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

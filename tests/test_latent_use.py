@@ -237,6 +237,19 @@ def test_a_guide_without_a_density_is_told_apart_up_to_the_mutual_information(tm
     assert pv.plot_latent_use(use, tmp_path / "latents.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_a_guide_adds_to_the_model_is_no_latent_of_it(tmp_path):
+    with own_randomness(0):
+        model = pv.models.VAE(pv.Real((4,)), latent_dim=2, hidden_dims=(8,), guide="hierarchical")
+    use = pv.latent_use(model, pv.Batch(numbers(20, 4).obs.float()), num_particles=4)
+    assert {site.name: site.is_auxiliary for site in use.sites} == {"z_auxiliary": True, "z": False}
+    assert use.num_units == 2
+    assert use.num_active == next(site for site in use.sites if site.name == "z").num_active
+    assert use.posterior_draws.shape[1] == 2
+    assert use.kl.mean == pytest.approx(sum(site.kl.mean for site in use.sites))  # the ELBO pays for it all the same
+    assert "Note: z_auxiliary is the guide's own and no latent of the model" in use.table()
+    assert pv.plot_latent_use(use, tmp_path / "latents.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_posterior_that_is_the_prior_has_collapsed(tmp_path):
     model, guide = one_latent(lambda: dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
     use = pv.latent_use(model, numbers(), guide=guide)

@@ -19,7 +19,7 @@ from torch.distributions import Normal, kl_divergence
 
 import pyro_vae as pv
 from pyro_vae import checkpoint, runs, schedules, svi, traces
-from pyro_vae.objectives import OBJECTIVES, elbo, make_objective, renyi
+from pyro_vae.objectives import OBJECTIVES, elbo, make_objective, particles_as_needed, renyi
 from pyro_vae.particles import Particles
 from pyro_vae.spaces import Binary
 from pyro_vae.svi import Settings
@@ -360,7 +360,7 @@ def test_every_objective_fits_digits(digits, name):
     assert last["valid_elbo"] > first["valid_elbo"]  # at the same noise
     assert (last["train_elbo"] is None) == (name in ("beta", "free_bits"))
     if last["train_elbo"] is not None:
-        assert abs(last["train_elbo"] - last["valid_elbo"]) < 1.5  # two estimates of what is nearly the same
+        assert last["train_elbo"] > first["valid_elbo"]  # on the same scale: the second epoch begins where that was
 
 
 @pytest.mark.parametrize("name", ["iwae", "dreg", "sticking_the_landing", "free_bits"])
@@ -428,10 +428,13 @@ class Other(Line):
             pyro.sample("z", self.law(self.posterior(obs)))
 
 
-@pytest.mark.parametrize("name", ["iwae", "renyi", "dreg", "sticking_the_landing", "free_bits"])
+@pytest.mark.parametrize("name", ["mean_field", "iwae", "renyi", "dreg", "sticking_the_landing", "free_bits"])
 def test_a_guide_that_is_not_reparameterised_is_refused(name):
     model = Other(lambda law: NonreparameterizedNormal(law.loc, law.scale).to_event(1))
-    with pytest.raises(ValueError, match=f"objective '{name}' needs a guide whose draws are differentiable.*site 'z'"):
+    with pytest.raises(
+        ValueError,
+        match=f"objective '{name}' needs a guide whose draws are differentiable.*site 'z'.*NonreparameterizedNormal",
+    ):
         made(name, model, 2)
     assert bool(made("elbo", model).loss(traces.as_pair(model), (OBS,), 1.0).isfinite())
 
@@ -451,11 +454,16 @@ def test_a_guide_without_a_density_is_refused_where_one_is_needed(name):
         ({"objective": "iwae"}, "objective 'iwae' needs num_particles of at least 2, got 1"),
         ({"objective": "beta"}, "objective 'beta' needs a beta other than 1"),
         ({"objective": "renyi", "num_particles": 2, "alpha": 1.0}, "alpha must be a number other than 1"),
-        ({"objective": "renyi", "num_particles": 2, "alpha": math.nan}, "alpha must be a number other than 1"),
+        ({"objective": "renyi", "num_particles": 2, "alpha": math.nan}, "alpha must be a finite number, got nan"),
+        ({"kl_warmup": math.nan}, "kl_warmup must be a whole number of at least 0, got nan"),
+        ({"patience": 1.5}, "patience must be a whole number of at least 1, got 1.5"),
+        ({"num_particles": True}, "num_particles must be a whole number of at least 1, got True"),
+        ({"num_epochs": "3"}, "num_epochs must be a whole number of at least 1, got '3'"),
+        ({"objective": 3}, "objective must be one of elbo, .*, got 3"),
         ({"alpha": 0.2}, "alpha is for objective 'renyi', got objective 'elbo'"),
         ({"free_bits": 1.0}, "free_bits is for objective 'free_bits', got objective 'elbo'"),
-        ({"objective": "free_bits", "free_bits": 0.0}, "free_bits must be positive, got 0.0"),
-        ({"beta": -1.0}, "beta must be positive, got -1.0"),
+        ({"objective": "free_bits", "free_bits": 0.0}, "free_bits must be greater than 0, got 0.0"),
+        ({"beta": -1.0}, "beta must be greater than 0, got -1.0"),
         ({"num_cycles": 3}, "num_cycles is for kl_schedule 'cyclical', got kl_schedule 'linear'"),
         ({"kl_schedule": "cyclical", "kl_warmup": 3}, "kl_warmup is for kl_schedule 'linear'"),
         ({"kl_schedule": "cyclic"}, "kl_schedule must be one of linear, cyclical, got 'cyclic'"),
@@ -490,5 +498,35 @@ def test_closed_form_divergences_are_refused_where_the_orders_of_drawing_differ(
 @pytest.mark.parametrize(("name", "stratified"), [("elbo", True), ("iwae", False), ("dreg", False), ("renyi", False)])
 def test_objectives_that_couple_particles_draw_them_independently(name, stratified):
     vae = small_vae(guide="mixture")
-    objective_of(vae, name, 4)
-    assert vae.posterior.stratified is stratified
+    vae.decoder.stratified = "by site"  # a user's own attribute of that name
+    with particles_as_needed(name, traces.as_pair(vae)):
+        assert vae.posterior.stratified is stratified
+        assert vae.decoder.stratified == "by site"
+    assert vae.posterior.stratified is True
+
+
+class Scalar(Line):
+    """The same with a scalar z, which the model takes for one of each datum: it has no place for particles."""
+
+    def model(self, obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.loadings.new_zeros(()), 1))
+            pyro.sample("obs", self.likelihood(z.unsqueeze(1)).to_event(1), obs=obs)
+
+    def guide(self, obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            law = self.posterior(obs)
+            pyro.sample("z", dist.Normal(law.loc[:, 0], law.scale[0]))
+
+
+@pytest.mark.parametrize("name", ["elbo", "mean_field", "sticking_the_landing", "free_bits"])
+def test_a_pair_that_takes_no_outer_plate_has_the_elbo_of_the_closed_form_with_many_particles(name):
+    model = Scalar()
+    assert not traces.broadcasts(traces.as_pair(model), (OBS,))
+    objective = made(name, model, num_particles=20, free_bits=1e-6)
+    with torch.no_grad():
+        bounds = torch.tensor([objective.bound(traces.as_pair(model), (OBS,)) for _ in range(40)]) / len(OBS)
+    error = float(bounds.std()) / math.sqrt(len(bounds))
+    assert float(bounds.mean()) == pytest.approx(
+        float(model.exact_elbo(OBS, 1.0).detach()), abs=4 * error
+    )  # standard errors

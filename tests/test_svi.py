@@ -1,5 +1,6 @@
 """`fit` by SVI: the loss, the schedule, what is kept, what ends it early, and that a resumed run is the same run."""
 
+import copy
 import csv
 import itertools
 import math
@@ -59,8 +60,8 @@ def validation_elbo(model, data, seed=0):
 class Recorder(nn.Module):
     """x ~ N(μ, σ²) at each pixel, a model without latents that notes the training batches it sees.
 
-    From the training step `bad_step` on σ is NaN, and without gradients if `bad_valid`. The first batch that it notes
-    is the check that `fit` makes before the loop.
+    From the training step `bad_step` on σ is NaN, and without gradients if `bad_valid`. The first two batches that
+    it notes are the checks that `fit` makes before the loop.
     """
 
     def __init__(self, event_dim=1, bad_step=math.inf, bad_valid=False):
@@ -71,7 +72,7 @@ class Recorder(nn.Module):
     def forward(self, obs):
         training = torch.is_grad_enabled()
         self.batches += [obs.clone()] if training else []
-        is_bad = len(self.batches) > self.bad_step or (self.bad_valid and not training)
+        is_bad = len(self.batches) > self.bad_step + 1 or (self.bad_valid and not training)
         scale = self.log_scale.exp() * (math.nan if is_bad else 1.0)
         law = dist.Normal(self.loc, scale, validate_args=False).expand(obs.shape[1:]).to_event(self.event_dim)
         with pyro.plate("data", len(obs), dim=-1):
@@ -225,7 +226,7 @@ def test_early_stopping_waits_for_a_validation(data):
 def test_every_datum_is_used_once_in_each_epoch(batch_size):
     model = Recorder()
     run_fit(model, indexed_data(7), num_epochs=2, batch_size=batch_size)
-    batches = [batch.flatten().tolist() for batch in model.batches[1:]]
+    batches = [batch.flatten().tolist() for batch in model.batches[2:]]
     half = len(batches) // 2
     epochs = [[index for batch in part for index in batch] for part in (batches[:half], batches[half:])]
     assert [len(batch) for batch in batches[:half]] == [3, 3, 1] if batch_size == 3 else [7]
@@ -239,7 +240,7 @@ def test_dynamic_bits_are_drawn_anew_in_each_epoch():
     intensity[:, 0, 0], intensity[:, 0, 1] = 0, 1
     model = Recorder(event_dim=2)
     run_fit(model, replace(plain, intensity=intensity), num_epochs=3, batch_size=30)
-    epochs = model.batches[1:]
+    epochs = model.batches[2:]
     for bits in epochs:
         assert bool((bits[:, 0, 0] == 0).all() and (bits[:, 0, 1] == 1).all())
         assert set(bits.unique().tolist()) == {0, 1}
@@ -275,8 +276,8 @@ def test_a_loss_that_is_nan_names_step_and_site(bad_step, tmp_path):
 
 def test_a_latent_that_is_nan_is_named():
     model, guide, data = LinearModel(), LinearGuide(), linear_data()
-    calls = itertools.count(1)  # two before the loop
-    guide.linear.register_forward_hook(lambda module, args, out: out * math.nan if next(calls) > 2 else out)
+    calls = itertools.count(1)  # three before the loop
+    guide.linear.register_forward_hook(lambda module, args, out: out * math.nan if next(calls) > 3 else out)
     with pytest.raises(svi.NonFiniteLoss, match=r"nan at step 1 \(epoch 1\).*site 'z' of the guide"):
         run_fit(model, data, guide=guide)
 
@@ -305,7 +306,7 @@ def interrupt_at(model, call):
     return model
 
 
-CALL_IN_EPOCH_3 = 2 + 2 * (3 + 1) + 2  # two before the loop; an epoch is three steps and a validation
+CALL_IN_EPOCH_3 = 3 + 2 * (3 + 1) + 2  # three before the loop; an epoch is three steps and a validation
 
 
 def test_ctrl_c_keeps_the_best_parameters_and_a_checkpoint(data, tmp_path):
@@ -431,14 +432,14 @@ def test_the_test_data_are_never_looked_at(data):
         ({"objective": "vimco"}, "objective must be one of elbo, beta, mean_field, iwae, .*, got 'vimco'"),
         ({"method": "em"}, "method must be one of svi, maximum_likelihood, got 'em'"),
         ({"method": "maximum_likelihood"}, "VAE has no method maximum_likelihood"),
-        ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"num_particles": 0}, "num_particles must be at least 1"),
-        ({"validate_every": 0}, "validate_every must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive"),
-        ({"patience": 0}, "patience must be at least 1"),
-        ({"kl_warmup": -1}, "kl_warmup must not be negative"),
+        ({"num_epochs": 0}, "num_epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"num_particles": 0}, "num_particles must be a whole number of at least 1"),
+        ({"validate_every": 0}, "validate_every must be a whole number of at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
+        ({"patience": 0}, "patience must be a whole number of at least 1"),
+        ({"kl_warmup": -1}, "kl_warmup must be a whole number of at least 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(data, settings, message):
@@ -456,3 +457,54 @@ def test_a_pair_that_cannot_be_fitted_is_refused(data):
         run_fit(LinearModel(), linear_data())
     with pytest.raises(ValueError, match="fit has no setting num_epoch; it has num_epochs"):
         run_fit(vae(), data, num_epoch=3)
+
+
+# A second fit, and parameters that nobody moves
+
+
+def one_epoch(model, **how):
+    return run_fit(model, random_data(("VAE", SPACE, None)), num_epochs=1, learning_rate=1e-12, **how)
+
+
+def test_a_second_fit_goes_on_from_the_parameters_of_the_first():
+    model = VAE(SPACE, latent_dim=2, hidden_dims=(5,), prior="vamp", prior_options={"num_components": 3})
+    one_epoch(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)  # as if it had learned something
+    learned = parameters(model)
+    copied = copy.deepcopy(model)
+    for each in (model, copied):
+        one_epoch(each)
+        for name, value in parameters(each).items():
+            assert torch.allclose(value, learned[name], atol=1e-6), name  # the step of a learning rate of 1e-12
+    one_epoch(model, initialize=True)
+    assert not torch.allclose(model.code_prior.pseudo_inputs, learned["code_prior.pseudo_inputs"], atol=1e-3)
+
+
+class Hidden(nn.Module):
+    """A VAE's guide whose mean is a parameter that lies elsewhere."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.mean, self.log_scale = mean, nn.Parameter(torch.zeros(2))
+
+    def forward(self, obs, context=None):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(self.mean(), self.log_scale.exp()).expand([len(obs), 2]).to_event(1))
+
+
+ELSEWHERE = nn.Parameter(torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("mean", "found"),
+    [
+        (lambda: ELSEWHERE, r"a parameter of shape \(2,\)"),
+        (lambda: pyro.param("mean", torch.zeros(2)), "pyro.param 'mean'"),
+    ],
+)
+def test_parameters_that_no_module_of_the_pair_holds_are_refused(mean, found):
+    with pytest.raises(ValueError, match=f"depends on parameters that its modules do not hold.*{found}"):
+        one_epoch(vae(), guide=Hidden(mean))
+    pyro.clear_param_store()

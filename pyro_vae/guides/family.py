@@ -6,11 +6,12 @@ row per datum. That is all that a user's own needs. Four things more are asked f
 
 - `has_density`: whether log q(z | x) can be had at any z, and not only at the draws of the law itself; True if it is
   not there.
-- `sample(features, log_joint)`: in place of the call, for a family that is more than a law of z. It draws the site "z",
-  and perhaps others; `log_joint(z)` is log p(x, z) of each datum, shape (..., n), nats.
+- `sample_latents(features, log_joint)`: in place of the call, for a family that is more than a law of z. It draws the
+  site "z", and perhaps others, marked by `infer=AUXILIARY`, as they are no latents of p(x, z); `log_joint(z)` is
+  log p(x, z) of each datum, shape (..., n), nats.
 - `stratified`: True for a family whose particles, in training mode, depend on each other. `fit` sets it to False for
   an objective whose gradient needs independent ones.
-- `extend(z, features)`: the laws that the model gives to those other sites, for a family with auxiliary variables.
+- `extend_model(z, features)`: the laws that the model gives to those other sites.
 """
 
 import ast
@@ -26,9 +27,12 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from pyro_vae.checks import check_count
+
 LogJoint = Callable[[Tensor], Tensor]
 Choice = str | nn.Module | Callable[..., nn.Module]
 ARGUMENTS = ["in_dim", "latent_dim"]  # of every family's constructor, first
+AUXILIARY: Any = {"is_auxiliary": True}
 
 
 @cache
@@ -94,6 +98,7 @@ def make_posterior(guide: Choice, in_dim: int, latent_dim: int, options: Mapping
     Raises:
         ValueError: an unknown name, options that the constructor does not have, or what is no family.
     """
+    check_count("latent_dim", latent_dim)
     options = dict(options or {})
     if isinstance(guide, nn.Module):
         if options:
@@ -112,7 +117,7 @@ def make_posterior(guide: Choice, in_dim: int, latent_dim: int, options: Mapping
 
 def sample(posterior: nn.Module, features: Tensor, log_joint: LogJoint) -> None:
     """The latent sites of a guide: z ~ q(z | x), and what else the family draws."""
-    own: Any = getattr(posterior, "sample", None)
+    own: Any = getattr(posterior, "sample_latents", None)
     if own is None:
         pyro.sample("z", posterior(features))
     else:
@@ -121,7 +126,7 @@ def sample(posterior: nn.Module, features: Tensor, log_joint: LogJoint) -> None:
 
 def extend(posterior: nn.Module, z: Tensor, features: Callable[[], Tensor]) -> None:
     """The model's laws of the sites that the family adds to "z"; none for most."""
-    own: Any = getattr(posterior, "extend", None)
+    own: Any = getattr(posterior, "extend_model", None)
     if own is not None:
         own(z, features())
 

@@ -5,7 +5,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.guides.family import LogJoint
+from pyro_vae.checks import check_count
+from pyro_vae.guides.family import AUXILIARY, LogJoint
 from pyro_vae.guides.heads import diagonal_normal, linear
 
 
@@ -33,18 +34,19 @@ class Hierarchical(nn.Module):
 
     def __init__(self, in_dim: int, latent_dim: int, *, auxiliary_dim: int = 10, hidden_dim: int = 100) -> None:
         super().__init__()
-        if auxiliary_dim < 1 or hidden_dim < 1:
-            raise ValueError(f"auxiliary_dim and hidden_dim must be at least 1, got {auxiliary_dim} and {hidden_dim}")
+        check_count("auxiliary_dim", auxiliary_dim)
+        check_count("hidden_dim", hidden_dim)
         self.auxiliary = linear(in_dim, 2 * auxiliary_dim)
         self.code = _Given(in_dim, auxiliary_dim, hidden_dim, latent_dim)
         self.reverse = _Given(in_dim, latent_dim, hidden_dim, auxiliary_dim)
 
-    def sample(self, features: Tensor, log_joint: LogJoint) -> None:
+    def sample_latents(self, features: Tensor, log_joint: LogJoint) -> None:
         """Draw a ~ q(a | h) at the site "z_auxiliary" and z ~ q(z | a, h) at the site "z"."""
-        auxiliary = pyro.sample("z_auxiliary", diagonal_normal(self.auxiliary(features)))  # (..., auxiliary_dim)
+        law = diagonal_normal(self.auxiliary(features))
+        auxiliary = pyro.sample("z_auxiliary", law, infer=AUXILIARY)  # (..., auxiliary_dim)
         pyro.sample("z", self.code(features, auxiliary))
 
-    def extend(self, z: Tensor, features: Tensor) -> None:
+    def extend_model(self, z: Tensor, features: Tensor) -> None:
         """The model's law of the site "z_auxiliary", r(a | z, h)."""
         pyro.sample("z_auxiliary", self.reverse(features, z))
 

@@ -7,6 +7,7 @@ from pyro.distributions.transforms.householder import ConditionedHouseholder
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
+from pyro_vae.checks import check_count
 from pyro_vae.guides.heads import linear
 
 
@@ -32,8 +33,7 @@ class Householder(nn.Module):
 
     def __init__(self, in_dim: int, latent_dim: int, *, num_reflections: int = 10) -> None:
         super().__init__()
-        if num_reflections < 1:
-            raise ValueError(f"num_reflections must be at least 1, got {num_reflections}")
+        check_count("num_reflections", num_reflections)
         self.num_reflections = min(num_reflections, latent_dim)
         self.linear = linear(in_dim, 2 * latent_dim)
         self.normals = linear(in_dim, self.num_reflections * latent_dim)

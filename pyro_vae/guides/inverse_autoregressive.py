@@ -9,6 +9,7 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.nn.functional import softsign
 
+from pyro_vae.checks import check_count
 from pyro_vae.guides.heads import linear, location_scale, shrink
 
 LIMIT = 3.0  # of |log s|
@@ -41,8 +42,8 @@ class InverseAutoregressive(nn.Module):
         super().__init__()
         if latent_dim < 2:
             raise ValueError(f"inverse_autoregressive needs latent_dim of at least 2, got {latent_dim}: use mean_field")
-        if num_flows < 1:
-            raise ValueError(f"num_flows must be at least 1, got {num_flows}")
+        check_count("num_flows", num_flows)
+        check_count("hidden_dim", hidden_dim)
         if hidden_dim < latent_dim:
             raise ValueError(f"hidden_dim must be at least latent_dim = {latent_dim}, got {hidden_dim}")
         self.linear = linear(in_dim, 2 * latent_dim)

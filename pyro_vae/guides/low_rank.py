@@ -4,6 +4,7 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.checks import check_count
 from pyro_vae.guides.heads import linear
 
 
@@ -29,8 +30,7 @@ class LowRank(nn.Module):
 
     def __init__(self, in_dim: int, latent_dim: int, *, rank: int = 5) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
+        check_count("rank", rank)
         self.rank = rank
         self.linear = linear(in_dim, 2 * latent_dim)
         self.factor = linear(in_dim, latent_dim * rank, gain=0.1)

@@ -1,9 +1,9 @@
 """Mean-field Gaussian: independent normal latents whose mean and scale a network reads off its features."""
 
-import pyro.distributions as dist
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+
+from pyro_vae.guides.heads import diagonal_normal, linear
 
 
 class MeanField(nn.Module):
@@ -20,10 +20,7 @@ class MeanField(nn.Module):
 
     def __init__(self, in_dim: int, latent_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_dim, 2 * latent_dim)
-        nn.init.xavier_uniform_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = linear(in_dim, 2 * latent_dim)
 
     def forward(self, features: Tensor) -> TorchDistribution:
-        loc, log_scale = self.linear(features).chunk(2, -1)  # (..., latent_dim) each
-        return dist.Normal(loc, torch.exp(log_scale), validate_args=False).to_event(1)
+        return diagonal_normal(self.linear(features))

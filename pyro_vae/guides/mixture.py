@@ -1,106 +1,100 @@
 """Mixture of diagonal Gaussians, with gradients along paths and components drawn evenly over the particles."""
 
+import pyro.distributions as dist
 import torch
-from pyro.distributions import MixtureOfDiagNormals, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
-from torch.distributions import Categorical
 
+from pyro_vae.checks import check_count
 from pyro_vae.distributions import Shape
 from pyro_vae.guides.heads import linear
+from pyro_vae.randomness import systematic
 
 
 class Mixture(nn.Module):
-    r"""q(z | h) = Σ_c π_c N(z; μ_c, diag σ_c²), μ_c and log σ_c linear in the features h; π_c = 1/C unless learned.
+    r"""q(z | h) = 1/C Σ_c N(z; μ_c, diag σ_c²), with μ_c and log σ_c linear in the features h.
 
-    Equal weights keep every component alive. Learned ones, log π linear in h, can starve a component before it has
-    found its mode, and it is then never drawn again.
+    Equal weights keep every component alive. Learned ones can starve a component before it has found its mode, and it
+    is then never drawn again; where two components meet, their weights add up.
 
-    Draws have gradients with respect to all of the parameters, learned weights too. In training mode, where there are K
-    particles for each datum, each component comes up floor(K π_c) or so many plus one times, in random order: every
-    particle has the law q, and sums over particles vary less than with components drawn one by one. Particles are
-    independent in evaluation mode, as the errors of an estimate take them to be, and where `stratified` is False, which
-    `fit` sees to for objectives that couple particles: their gradients are right for independent ones only.
+    In training mode, where there are K particles for each datum, each component comes up floor(K/C) or so many plus one
+    times, in random order: every particle has the law q, and sums over particles vary less than with components drawn
+    one by one. Particles are independent in evaluation mode, as the errors of an estimate take them to be, and where
+    `stratified` is False, which `fit` sees to for objectives that couple particles: their gradients are right for
+    independent ones only.
 
     Args:
         in_dim: number of features.
-        latent_dim: number of latents, at least 2.
+        latent_dim: number of latents.
         num_components: C.
-        learn_weights: whether π is learned too.
 
     Raises:
-        ValueError: there is one latent only, or no component.
+        ValueError: there is no component.
 
-    Source: Jankowiak, Karaletsos, "Pathwise Derivatives for Multivariate Distributions", 2018, arXiv:1806.01856;
-    Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", 2021, arXiv:2003.01687.
+    Source: Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", 2021,
+    arXiv:2003.01687.
     """
 
     has_density = True
     stratified = True
-    equal: Tensor
+    logits: Tensor
 
-    def __init__(self, in_dim: int, latent_dim: int, *, num_components: int = 5, learn_weights: bool = False) -> None:
+    def __init__(self, in_dim: int, latent_dim: int, *, num_components: int = 5) -> None:
         super().__init__()
-        if latent_dim < 2:
-            raise ValueError(f"mixture needs latent_dim of at least 2 for its gradients, got {latent_dim}")
-        if num_components < 1:
-            raise ValueError(f"num_components must be at least 1, got {num_components}")
+        check_count("num_components", num_components)
         self.num_components = num_components
         self.loc = linear(in_dim, num_components * latent_dim)
         self.log_scale = linear(in_dim, num_components * latent_dim)
-        self.logits = linear(in_dim, num_components, gain=0.1) if learn_weights else None
-        self.register_buffer("equal", torch.zeros(num_components), persistent=False)
-        nn.init.normal_(self.loc.bias, std=0.5)  # the path's gradient divides by the distances of the components
+        self.register_buffer("logits", torch.zeros(num_components), persistent=False)  # log weights, not learned
+        nn.init.normal_(self.loc.bias, std=0.5)  # components apart
 
     def forward(self, features: Tensor) -> TorchDistribution:
         loc, log_scale = (
             layer(features).unflatten(-1, (self.num_components, -1)) for layer in (self.loc, self.log_scale)
-        )
-        logits = self.equal.expand(loc.shape[:-1]) if self.logits is None else self.logits(features)
+        )  # (..., num_components, latent_dim) each
+        weights = dist.Categorical(logits=self.logits.expand(loc.shape[:-1]), validate_args=False)
+        parts = dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(1)
         law = _Even if self.training and self.stratified else _Independent
-        return law(loc, log_scale.exp(), logits)
+        return law(weights, parts, validate_args=False)
 
 
-class _Systematic(Categorical):
-    """Draws spread evenly along the first of two or more batch dimensions, which is that of the particles."""
+class _Independent(dist.MixtureSameFamily):
+    r"""A mixture of independent normals whose draws have gradients with respect to locations and scales.
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
-        if len(self.batch_shape) < 2:
-            return super().sample(Size(sample_shape))
-        return systematic(self.probs)
+    Of the fields v that carry q along as a parameter θ moves, ∂q/∂θ = -∇·(q v), one is the mean over the components,
+    Σ_c r_c(z) v_c, of what carries each of them: v_c = ∂(μ_c + σ_c ε_c)/∂θ at ε_c = (z - μ_c)/σ_c, with the
+    responsibilities r_c(z) = π_c q_c(z) / q(z). There is none for the weights, which are fixed.
 
-
-class _Independent(MixtureOfDiagNormals):
-    """Pyro's law with draws in double precision: its gradients divide densities, which leave float32 in 50 dimensions.
-
-    Pyro expands any class that keeps its constructor, so that this one survives a plate.
+    Source: Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, arXiv:1805.08498; Jankowiak,
+    Obermeyer, "Pathwise Derivatives Beyond the Reparameterization Trick", 2018, arXiv:1806.01851.
     """
 
-    component = Categorical  # the law of the components
+    has_rsample = True  # pyro expands any class that keeps its constructor, so that this one survives a plate
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        if sample_shape:  # Pyro takes the wrong components where a batch is asked for more than one draw
+        if sample_shape:
             return self.expand(Size(sample_shape) + self.batch_shape).rsample()
-        wide = MixtureOfDiagNormals(self.locs.double(), self.coord_scale.double(), self.component_logits.double())
-        wide.categorical = self.component(logits=wide.component_logits)
-        return wide.rsample().to(self.locs.dtype)
+        normals = self.component_distribution.base_dist  # (..., num_components, latent_dim)
+        loc, scale = normals.loc, normals.scale
+        with torch.no_grad():
+            chosen = self._component()[..., None, None].expand(*self.batch_shape, 1, loc.shape[-1])
+            z = torch.normal(*(each.gather(-2, chosen).squeeze(-2) for each in (loc, scale)))  # (..., latent_dim)
+            noise = (z[..., None, :] - loc) / scale  # of each component, had it drawn z
+            log_parts = self.component_distribution.log_prob(z[..., None, :])
+            shares = (self.mixture_distribution.logits + log_parts).softmax(-1)[..., None]
+        path = (shares * (loc + scale * noise)).sum(-2)  # z again, with its gradient
+        return z + (path - path.detach())
+
+    def _component(self) -> Tensor:
+        return self.mixture_distribution.sample()
 
 
 class _Even(_Independent):
-    """The same, with components spread evenly over the particles."""
+    """The same, with components spread evenly over the first of two or more batch dimensions: the particles."""
 
-    component = _Systematic
-
-
-def systematic(probs: Tensor) -> Tensor:
-    """One index for each row: those of a column are drawn by systematic sampling, and then put in random order.
-
-    Args:
-        probs: probabilities, shape (num_particles, ..., num_components).
-
-    Returns:
-        Shape (num_particles, ...), int64; each entry has the law `probs` of its place.
-    """
-    size, shape = len(probs), probs.shape[:-1]
-    steps = torch.rand(shape, device=probs.device).argsort(0)  # a permutation of 0..size-1 in each column
-    points = (steps + torch.rand(shape[1:], dtype=probs.dtype, device=probs.device)) / size
-    return (points[..., None] > probs.cumsum(-1)[..., :-1]).sum(-1)
+    def _component(self) -> Tensor:
+        if len(self.batch_shape) < 2:
+            return super()._component()
+        size, rest = self.batch_shape[0], self.batch_shape[1:]
+        shares = self.mixture_distribution.probs.flatten(0, -2)[0]  # of every particle and datum the same
+        return systematic(shares, size, rest.numel()).reshape(self.batch_shape)

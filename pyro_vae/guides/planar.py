@@ -7,6 +7,7 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from torch import Tensor, nn
 
+from pyro_vae.checks import check_count
 from pyro_vae.guides.heads import linear, location_scale
 
 
@@ -31,8 +32,7 @@ class Planar(nn.Module):
 
     def __init__(self, in_dim: int, latent_dim: int, *, num_flows: int = 8) -> None:
         super().__init__()
-        if num_flows < 1:
-            raise ValueError(f"num_flows must be at least 1, got {num_flows}")
+        check_count("num_flows", num_flows)
         self.num_flows, self.latent_dim = num_flows, latent_dim
         self.linear = linear(in_dim, 2 * latent_dim)
         self.bias = linear(in_dim, num_flows)

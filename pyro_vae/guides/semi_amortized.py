@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.checks import check_count, check_number
 from pyro_vae.guides.family import LogJoint
 from pyro_vae.guides.heads import diagonal_normal, linear
 
@@ -19,11 +20,12 @@ class SemiAmortized(nn.Module):
     r"""q(z | x) = N(z; μ, diag σ²), where λ = (μ, log σ) starts at what the encoder gives and climbs the datum's ELBO.
 
     λ ← λ + ρ (σ² ∂_μ, 0.2 ∂_log σ) L(λ), L(λ) = 1/S Σ_s log p(x, μ + σ ε_s) + Σ_j log σ_j: the natural gradient, with
-    the part of log σ damped. A step that would lower L is not taken, and ρ of that datum is halved. The ε_s of each
-    step are fixed, so that the law is a function of x and log q can be asked for again. They are rows of signs: of mean
-    0 and variance 1 however few, where σ would fit itself to the variance of a few normals; up to latent_dim = S/2 they
-    are uncorrelated too, and beyond it correlated in another way at each step. The encoder learns from the gradient at
-    the improved λ, as if the way there were a constant. The call of the family is the encoder's law, without a step.
+    the part of log σ damped, and cut: μ_j moves by at most ρ σ_j, log σ_j by at most 0.4 ρ. A step that would lower L
+    is not taken, and ρ of that datum is halved. The ε_s of each step are fixed, so that the law is a function of x and
+    log q can be asked for again. They are rows of signs: of mean 0 and variance 1 however few, where σ would fit itself
+    to the variance of a few normals; up to latent_dim = S/2 they are uncorrelated too, and beyond it correlated in
+    another way at each step. The encoder learns from the gradient at the improved λ, as if the way there were a
+    constant. The call of the family is the encoder's law, without a step.
 
     L counts the latent terms once, whatever weight a training schedule gives them.
 
@@ -48,9 +50,10 @@ class SemiAmortized(nn.Module):
         self, in_dim: int, latent_dim: int, *, num_steps: int = 5, step_size: float = 0.5, num_samples: int = 4
     ) -> None:
         super().__init__()
-        if num_steps < 0 or not step_size > 0:
-            raise ValueError(f"num_steps must not be negative and step_size positive, got {num_steps} and {step_size}")
-        if num_samples < 2 or num_samples & (num_samples - 1):
+        check_count("num_steps", num_steps, least=0)
+        check_number("step_size", step_size, above=0)
+        check_count("num_samples", num_samples, least=2)
+        if num_samples & (num_samples - 1):
             raise ValueError(f"num_samples must be a power of 2 of at least 2, got {num_samples}")
         self.num_steps, self.step_size = num_steps, step_size
         self.linear = linear(in_dim, 2 * latent_dim)
@@ -60,7 +63,7 @@ class SemiAmortized(nn.Module):
         """The law that the encoder gives, without a step."""
         return diagonal_normal(self.linear(features))
 
-    def sample(self, features: Tensor, log_joint: LogJoint) -> None:
+    def sample_latents(self, features: Tensor, log_joint: LogJoint) -> None:
         """Draw z ~ N(μ, diag σ²), after the steps, at the site "z"."""
         start = self.linear(features)
         moved = self.improve(start.detach(), log_joint) - start.detach()

@@ -7,6 +7,7 @@ from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pyro_vae.checks import check_count
 from pyro_vae.guides.heads import linear, location_scale, shrink
 
 
@@ -38,8 +39,9 @@ class Spline(nn.Module):
         super().__init__()
         from zuko.flows import NSF
 
-        if num_flows < 1 or num_bins < 2:
-            raise ValueError(f"num_flows must be at least 1 and num_bins 2, got {num_flows} and {num_bins}")
+        check_count("num_flows", num_flows)
+        check_count("num_bins", num_bins, least=2)
+        check_count("hidden_dim", hidden_dim)
         self.linear = linear(in_dim, 2 * latent_dim)
         widths = (hidden_dim, hidden_dim)
         self.flow = NSF(latent_dim, in_dim, transforms=num_flows, passes=2, bins=num_bins, hidden_features=widths)

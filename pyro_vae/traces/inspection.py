@@ -1,11 +1,14 @@
 """What a pair does at its sites: which are latent, what law each has, and which one goes bad."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
+from torch.nn import Parameter
 
 from pyro_vae.traces.pair import Pair
 from pyro_vae.traces.records import latent_nodes, record_both, sample_sites
@@ -71,6 +74,26 @@ def laws(pair: Pair, args: tuple[Tensor, ...]) -> dict[str, Any]:
     return {name: model_trace.nodes[name]["fn"] for name in latent_nodes(guide_trace)}
 
 
+def auxiliary_sites(pair: Pair, args: tuple[Tensor, ...]) -> set[str]:
+    """The latent sites that are there for the guide's sake alone: it marks them with `infer` "is_auxiliary"."""
+    with torch.no_grad():
+        guide_trace, _ = record_both(pair, args)
+    return {name for name, site in latent_nodes(guide_trace).items() if site["infer"].get("is_auxiliary", False)}
+
+
+def innermost(law: Any) -> Any:
+    """The law whose independent copies a law consists of, or the law itself."""
+    while isinstance(law, Independent):
+        law = law.base_dist
+    return law
+
+
+def independent_normals(law: Any) -> Normal | None:
+    """The independent normals that a law consists of, if it does."""
+    inner = innermost(law)
+    return inner if isinstance(inner, Normal) else None
+
+
 def observation(pair: Pair, args: tuple[Tensor, ...]) -> Any:
     """The distribution at the site "obs", given latents drawn from the guide."""
     with torch.no_grad():
@@ -84,6 +107,33 @@ def observation(pair: Pair, args: tuple[Tensor, ...]) -> Any:
 def reconstruct(pair: Pair, args: tuple[Tensor, ...]) -> Tensor:
     """The mean of p(x | z) at one draw z ~ q(z | x) for each datum; (n, *shape)."""
     return observation(pair, args).mean
+
+
+def hidden_parameters(pair: Pair, args: tuple[Tensor, ...], known: Iterable[Tensor]) -> list[str]:
+    """The torch parameters that the log-probabilities of a pair lead to, beside the `known` ones, in words."""
+    leaves, those = _leaves(pair, args), {id(each) for each in known}
+    named = {id(value): f"pyro.param {name!r}" for name, value in pyro.get_param_store().named_parameters()}
+    hidden = [leaf for leaf in leaves if id(leaf) not in those and (id(leaf) in named or isinstance(leaf, Parameter))]
+    return [named.get(id(leaf), f"a parameter of shape {tuple(leaf.shape)}") for leaf in hidden]
+
+
+def _leaves(pair: Pair, args: tuple[Tensor, ...]) -> list[Tensor]:
+    """The tensors at which the graph of one run ends."""
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        totals = []
+        for trace in record_both(pair, args):
+            trace.compute_log_prob()
+            totals += [site["log_prob"].sum() for _, site in sample_sites(trace)]
+    waiting: list[Any] = [total.grad_fn for total in totals if total.requires_grad]
+    seen, leaves = set(), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaves += [node.variable] if hasattr(node, "variable") else []  # where gradients are accumulated
+        waiting += [before for before, _ in node.next_functions]
+    return leaves
 
 
 def nonfinite_site(pair: Pair, args: tuple[Tensor, ...]) -> str | None:

@@ -42,7 +42,7 @@ class LatentUse:
         seed: of the draws.
         space: where the data live, in words.
         digest: SHA-256 of the data.
-        posterior_draws: of q(z), shape (m, units of all sites), for pictures.
+        posterior_draws: of q(z), shape (m, units of `latents`), for pictures.
         prior_draws: of p(z), same shape.
     """
 
@@ -66,14 +66,19 @@ class LatentUse:
         return self.table()
 
     @property
+    def latents(self) -> tuple[SiteUse, ...]:
+        """The sites that are latents of the model, and not auxiliary ones of the guide."""
+        return tuple(site for site in self.sites if not site.is_auxiliary)
+
+    @property
     def num_units(self) -> int:
-        """Latents of one datum, all sites together."""
-        return sum(site.num_units for site in self.sites)
+        """Latents of one datum, all sites of the model together."""
+        return sum(site.num_units for site in self.latents)
 
     @property
     def num_active(self) -> int:
-        """Active units, all sites together."""
-        return sum(site.num_active for site in self.sites)
+        """Active units, all sites of the model together."""
+        return sum(site.num_active for site in self.latents)
 
     @property
     def figures(self) -> dict[str, Figure | None]:
@@ -158,6 +163,7 @@ def latent_use(
         terms = collect(pair, args, sites, num_particles, seed, tiled)
         skipped = why_not(pair, args, tiled)
         parts = None if skipped else mutual_information(terms, pair, args, sites, tiled)
+    latents = [site for site in sites if not site.is_auxiliary]
     return LatentUse(
         sites=tuple(_site_use(site, terms.of[site.name]) for site in sites),
         elbo=_figure(terms.whole["elbo"]),
@@ -172,8 +178,8 @@ def latent_use(
         seed=seed,
         space="a space that is not stated" if space is None else str(space),
         digest=batch.digest,
-        posterior_draws=_side_by_side(sites, terms, "draws"),
-        prior_draws=_side_by_side(sites, terms, "prior_draws"),
+        posterior_draws=_side_by_side(latents, terms, "draws"),
+        prior_draws=_side_by_side(latents, terms, "prior_draws"),
     )
 
 
@@ -195,6 +201,7 @@ def _site_use(site: Site, found: dict[str, Tensor]) -> SiteUse:
         kl_per_unit_se=None if kl is None else kl.std(0, ddof=1) / np.sqrt(len(kl)),
         reason=site.reason,
         prior=_one_normal(found),
+        is_auxiliary=site.is_auxiliary,
     )
 
 

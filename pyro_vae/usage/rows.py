@@ -25,6 +25,8 @@ class SiteUse:
         kl_per_unit_se: standard error of each over draws of the data.
         reason: why `kl_per_unit` is unknown, or None.
         prior: mean and scale of p(u) of each unit, shape (2, num_units), where it is one normal for all data.
+        is_auxiliary: whether the site is no latent of the model but one that the guide adds to it, whose cost is in the
+            KL all the same.
     """
 
     name: str
@@ -35,6 +37,7 @@ class SiteUse:
     kl_per_unit_se: np.ndarray | None
     reason: str | None
     prior: np.ndarray | None
+    is_auxiliary: bool = False
 
     @property
     def num_units(self) -> int:
@@ -67,6 +70,7 @@ class SiteUse:
         low, high = self.active_range
         return {
             "name": self.name,
+            "is_auxiliary": self.is_auxiliary,
             "num_units": self.num_units,
             "num_active": self.num_active,
             "num_active_low": low,

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import kl_divergence
 
 from pyro_vae import traces
 from pyro_vae.traces import Pair, Program, Values
@@ -26,6 +26,7 @@ class Site:
         event: event shape of one draw.
         has_mean: whether the mean of q(u | x) is known, so that it need not be estimated.
         reason: why KL(q || p) of each unit is not known in closed form, or None if it is.
+        is_auxiliary: whether it is the guide's own and no latent of the model.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Site:
     event: tuple[int, ...]
     has_mean: bool
     reason: str | None
+    is_auxiliary: bool = False
 
     @property
     def num_units(self) -> int:
@@ -80,13 +82,13 @@ class Draws:
 
     def divergence(self, site: Site) -> Tensor:
         """KL(q(u_j | x) || p(u_j)) of each unit, shape (n, num_units), nats."""
-        posterior, prior = _inner(self.posteriors[site.name]), _inner(self.priors[site.name])
+        posterior, prior = traces.innermost(self.posteriors[site.name]), traces.innermost(self.priors[site.name])
         kl = kl_divergence(posterior, prior).expand(self.values[site.name].shape)
         return site.rows(kl, len(self.log_q))[0].double()
 
     def prior_normal(self, site: Site) -> tuple[Tensor, Tensor] | None:
         """Mean and scale of p(u_j), each (n, num_units), where it is a normal that is the same at all draws."""
-        law = _normal(self.priors[site.name])
+        law = traces.independent_normals(self.priors[site.name])
         if law is None:
             return None
         loc, scale = (
@@ -127,12 +129,13 @@ def find_sites(pair: Pair, args: tuple[Tensor, ...], tiled: bool) -> list[Site]:
     draws = draw(pair, few, TRIED, tiled)
     for name, law in draws.posteriors.items():
         if law.support.is_discrete:
-            found = f"site {name!r} is discrete ({type(_inner(law)).__name__})"
+            found = f"site {name!r} is discrete ({type(traces.innermost(law)).__name__})"
             raise ValueError(f"the use of latents is measured for continuous sites only, and {found}")
     total = torch.stack([_log_ratio(draws, name) for name in draws.values]).sum(0)
     if not torch.allclose(total, draws.log_q - draws.log_prior, rtol=1e-3, atol=1e-2):
         raise ValueError("log q(z | x) - log p(z) is not the sum over the laws of the latent sites: is one masked?")
-    return [_site(draws, name, tiled) for name in draws.values]
+    own = traces.auxiliary_sites(pair, few)
+    return [replace(_site(draws, name, tiled), is_auxiliary=name in own) for name in draws.values]
 
 
 def _site(draws: Draws, name: str, tiled: bool) -> Site:
@@ -154,25 +157,12 @@ def _has_mean(draws: Draws, site: Site) -> bool:
 
 def _reason(draws: Draws, site: Site) -> str | None:
     for words, laws in (("q(z | x)", draws.posteriors), ("p(z)", draws.priors)):
-        law, kind = _normal(laws[site.name]), type(_inner(laws[site.name])).__name__
+        law, kind = traces.independent_normals(laws[site.name]), type(traces.innermost(laws[site.name])).__name__
         if law is None:
             return f"{words} does not consist of independent normals ({kind})"
         if not all(_same(site.rows(p.expand(draws.values[site.name].shape), TRIED)) for p in (law.loc, law.scale)):
             return f"{words} depends on other latents"
     return None
-
-
-def _normal(law: Any) -> Normal | None:
-    """The independent normals that a law consists of, if it does."""
-    inner = _inner(law)
-    return inner if isinstance(inner, Normal) else None
-
-
-def _inner(law: Any) -> Any:
-    """The law whose independent copies a law consists of, or the law itself."""
-    while isinstance(law, Independent):
-        law = law.base_dist
-    return law
 
 
 def _same(rows: Tensor) -> bool:

@@ -32,7 +32,7 @@ def table(figures: Figures, sites: Sequence[SiteUse], notes: Sequence[str], plac
     lines = [f"Use of the latents in nats, {place}", "", *align([["", "nats", "MC SE", "SE"], *rows], "<>>>")]
     lines += ["", *_sites_lines(sites)]
     for site in sites:
-        lines += ["", *_unit_lines(site)]
+        lines += [] if site.is_auxiliary else ["", *_unit_lines(site)]
     return "\n".join([*lines, "", LEGEND, *wrapped(notes)])
 
 
@@ -77,10 +77,12 @@ def order_of_units(site: SiteUse) -> np.ndarray:
 
 def remarks(figures: Figures, sites: Sequence[SiteUse], skipped: str | None, num_data: int) -> list[str]:
     """What a reader must know beside the numbers: collapse, log N, what is unknown and why."""
-    said = [text for site in sites for text in _collapse(site)]
+    said = [text for site in sites if not site.is_auxiliary for text in _collapse(site)]
+    said += [f"Note: {site.name} is the guide's own and no latent of the model" for site in sites if site.is_auxiliary]
     said += _ceiling(figures["mutual_information"], figures["kl"], num_data)
     said += [f"Note: no mutual information: {skipped}"] if skipped else []
-    return said + [f"Note: no KL of each unit of {site.name}: {site.reason}" for site in sites if site.reason]
+    unknown = [site for site in sites if site.reason and not site.is_auxiliary]
+    return said + [f"Note: no KL of each unit of {site.name}: {site.reason}" for site in unknown]
 
 
 def _collapse(site: SiteUse) -> list[str]:

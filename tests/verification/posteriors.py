@@ -165,7 +165,7 @@ def gaps(target, guide: Guide, options: dict, epochs: tuple[int, int]) -> tuple[
 
 def fit(pair: Fitted, train: pv.Batch, valid: pv.Batch, epochs: int, **how) -> None:
     data = pv.Data("target", pv.Real(pair.target.shape), train, valid, valid)
-    pv.fit(pair, data, num_epochs=epochs, validate_every=max(1, epochs // 40), seed=0, **how)
+    pv.fit(pair, data, num_epochs=epochs, validate_every=epochs, seed=0, **how)
 
 
 def gap(pair: Fitted, scored: pv.Batch, num_particles: int = 2000) -> Figure:
