@@ -5,73 +5,18 @@ python benchmarks/gpu.py --root data --device cpu --small   # the same code on a
 """
 
 import argparse
-import json
 import math
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
+from report import Report, figures, machine, peak_gib, timed
 
 import pyro_vae as pv
 from pyro_vae.study import FIT_LARGE, NET_LARGE
 
 FULL = {"epochs": 200, "particles": 5000, "num_test": 10_000, "mixtures": (100, 500), "annealing": (10_000, 16, 1000)}
 SMALL = {"epochs": 2, "particles": 200, "num_test": 200, "mixtures": (20,), "annealing": (10, 4, 16)}
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "kind": device.type,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit or None,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-class Report:
-    """The rows so far, written anew after each."""
-
-    def __init__(self, path: Path, header: dict[str, object]) -> None:
-        self.path, self.contents = path, {**header, "rows": []}
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def add(self, **row: object) -> None:
-        self.contents["rows"].append(row)
-        self.path.write_text(json.dumps(self.contents, indent=2, allow_nan=False) + "\n")
-        print(json.dumps(row), flush=True)
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(device: torch.device, work):
-    synchronise(device)
-    started = time.perf_counter()
-    result = work()
-    synchronise(device)
-    return result, time.perf_counter() - started
-
-
-def peak_gib(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-
-
-def figures(result: pv.LogLikelihood) -> dict[str, object]:
-    keep = ("quantity", "estimator", "num_particles", "direction", "mean_log_prob", "mc_se", "test_se", "notes")
-    summary = result.summary()
-    return {key: summary[key] for key in keep} | {"n": len(result), "sha256": result.digest}
 
 
 def row(report: Report, device: torch.device, name: str, model, data, test, settings: dict, estimator) -> None:

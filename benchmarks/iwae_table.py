@@ -8,14 +8,13 @@ Negative log-likelihood in nats by importance sampling with 5,000 particles, as 
 estimation with a refined proposal, and active units. With k = 1 VAE and IWAE are one model, which is fitted once. All
 cells get equally many epochs: those of the setting, or as many as the budget allows, for which a part of an epoch of
 every cell is timed first, with as many side by side as there will be. The cells are saved as they end, and one that
-was saved under the same setting is not fitted again.
+was saved by the same commit on the same kind of machine under the same setting is not fitted again.
 
 Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv:1509.00519, Table 1.
 """
 
 import argparse
 import json
-import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -25,9 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gpu import Report, machine, timed
+from report import Report, machine, paired_gain, per_image, timed
 from torch import nn
 
 import pyro_vae as pv
@@ -151,16 +149,22 @@ def measure(work: Work, cell: Cell, epochs: int) -> dict[str, Any]:
         "fit_cpu_seconds": cpu,
         "seconds": seconds,
         "multilevel_seconds": best_seconds,
-        "log_prob_per_image": " ".join(f"{value:.3f}" for value in found.log_prob),
+        "log_prob_per_image": per_image(found.log_prob),
     }
 
 
 def in_parallel(jobs: int, task: Callable[[Cell], Any], cells: list[Cell]) -> Any:
-    """(cell, what the task gave), as the cells end."""
+    """(cell, what the task gave), as the cells end; what fails is raised once all others have ended."""
+    failed = []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(task, cell): cell for cell in cells}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            if (error := future.exception()) is None:
+                yield futures[future], future.result()
+            else:
+                failed.append(error)
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} of {len(cells)} cells failed", failed)
 
 
 def epochs_within(work: Work, jobs: int) -> int:
@@ -171,11 +175,11 @@ def epochs_within(work: Work, jobs: int) -> int:
 
 
 def opened(path: Path, setting: Setting, device: torch.device) -> Report:
-    """The report with the cells that were saved under this setting, if there are any."""
+    """The report with the cells that this code saved under this setting, if there are any."""
     report = Report(path, {"benchmark": "iwae_table", "setting": asdict(setting), "epochs": None, **machine(device)})
     if path.is_file():
         saved = json.loads(path.read_text())
-        if saved["setting"] == report.contents["setting"] and saved["kind"] == device.type:
+        if all(saved[key] == report.contents[key] for key in ("setting", "device", "torch", "commit")):
             report.contents = {**saved, "rows": [row for row in saved["rows"] if "nll" in row]}
     return report
 
@@ -233,7 +237,8 @@ def table(contents: dict[str, Any]) -> list[str]:
     for better, worse in ORDER:
         if better in rows and worse in rows:
             there = PAPER[worse] - PAPER[better]
-            lines.append(f"| {_words(better)} | {_words(worse)} | {there:.2f} | {_gain(rows[better], rows[worse])} |")
+            gain = paired_gain(*(rows[cell]["log_prob_per_image"] for cell in (better, worse)))
+            lines.append(f"| {_words(better)} | {_words(worse)} | {there:.2f} | {gain} |")
     return lines
 
 
@@ -251,13 +256,6 @@ ORDER = _order()
 
 def _words(cell: Cell) -> str:
     return f"{cell[1].upper()}, k = {cell[2]}, {cell[0]} layer{'s' * (cell[0] > 1)}"
-
-
-def _gain(better: dict[str, Any], worse: dict[str, Any]) -> str:
-    """Mean paired difference over the same images, with its standard error."""
-    here, there = (np.array(row["log_prob_per_image"].split(), dtype=float) for row in (better, worse))
-    gain = here - there
-    return f"{gain.mean():+.2f} ({gain.std(ddof=1) / math.sqrt(len(gain)):.2f})"
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gpu import Report, figures, machine
+from report import Report, figures, machine, paired_gain, per_image
 
 import pyro_vae as pv
 from pyro_vae.randomness import own_randomness
@@ -80,14 +79,10 @@ def measure(name: str, data: pv.Data, out: Path, num_test: int, epochs: int | No
         log_prob_low=interval.low,
         log_prob_high=interval.high,
         warning=interval.warning,
-        log_prob_per_image=_in_one_line(best.log_prob),
-        elbo_per_image=_in_one_line(bound.elbo),
+        log_prob_per_image=per_image(best.log_prob),
+        elbo_per_image=per_image(bound.elbo),
         **figures(best),
     )
-
-
-def _in_one_line(values: np.ndarray) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
 
 
 def main() -> None:
@@ -123,19 +118,16 @@ def table(out: Path) -> list[str]:
     for name in filter(found.get, ROWS):
         row = found[name]
         base = found.get("static_vae" if name.startswith("static") else BASES.get(name, "mean_field"))
-        gain, log_gain = ("—", "—") if base is None else (_gain(row, base, "elbo"), _gain(row, base, "log_prob"))
+        gain, log_gain = (
+            ("—", "—")
+            if base is None
+            else (paired_gain(row[f"{kind}_per_image"], base[f"{kind}_per_image"]) for kind in ("elbo", "log_prob"))
+        )
         mean = row["mean_log_prob"]
         cells = [name, row["fit"]["num_epochs"], f"{row['elbo']:.2f}", f"~ {mean:.2f} ({row['mc_se']:.3f})"]
         cells += [f"{mean - row['elbo']:.2f}", gain, log_gain, f"{row['fit_cpu_seconds'] / 60:.1f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
-
-
-def _gain(row: dict, base: dict, kind: str) -> str:
-    """Mean paired difference over the same images, with its standard error."""
-    here, there = (np.array(each[f"{kind}_per_image"].split(), dtype=float) for each in (row, base))
-    gain = here - there
-    return f"{gain.mean():+.2f} ({gain.std(ddof=1) / math.sqrt(len(gain)):.2f})"
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def runs(subject: Subject) -> str:
 def latent_sites(subject: Subject) -> str:
     """Model and guide have the same latent sites."""
     try:
-        return ", ".join(traces.check_pair(subject.pair, subject.args)) or "none"
+        return ", ".join(traces.matching_sites(subject.pair, subject.args)) or "none"
     except ValueError as error:
         raise Broken(str(error)) from error
 

@@ -79,7 +79,7 @@ class Run:
             if own is not None and (not was_fitted(module) if initialize is None else initialize):
                 own(self.data.train.obs.to(self.device))
         few = self._few()
-        traces.check_pair(self.pair, few)
+        traces.matching_sites(self.pair, few)
         self._check_parameters(few)
         self.objective = self._make_objective()
         self.objective.bound(self.pair, few)  # once under Pyro's checks; the loop goes without them

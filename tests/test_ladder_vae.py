@@ -117,7 +117,7 @@ def test_five_layers_learn_and_take_particles(inference):
         assert bool(value.grad.any()), name
     pair = traces.as_pair(model)
     with torch.no_grad():
-        assert traces.check_pair(pair, (obs,)) == ["z1", "z2", "z3", "z4", "z5"]
+        assert traces.matching_sites(pair, (obs,)) == ["z1", "z2", "z3", "z4", "z5"]
         assert traces.broadcasts(pair, (obs,))
         shapes = {name: tuple(value.shape) for name, value in traces.draw_latents(pair, (obs,), 3, False)[0].items()}
     assert shapes == {f"z{layer}": (3, 5, 7 - layer) for layer in range(1, 6)}

@@ -213,7 +213,7 @@ def test_plain_svi_gives_the_parameters_of_fit(case):
     torch.manual_seed(derived_seed(7, NOISE))  # from here on, the draws of `fit` in its order
     plain.initialize(data.train.obs)
     few = tuple(arg[:2] for arg in arguments(data.valid))
-    traces.check_pair(traces.as_pair(plain), few)
+    traces.matching_sites(traces.as_pair(plain), few)
     Trace_ELBO().loss(plain.model, plain.guide, *few)
     generator = torch.Generator().manual_seed(derived_seed(7, SHUFFLE))
     # `fit` divides the loss by the batch size, plain SVI does not; Adam sees the difference in eps only

@@ -53,7 +53,8 @@ def tasks(small: bool, root: str | None, run: Path) -> dict[str, partial[Iterato
     }
     if not small:
         found["mnist"] = partial(mnist_vae.rows, run, root)
-        found |= {f"posteriors {name}": partial(posteriors.rows, name) for name in posteriors.TARGETS}
+    targets = ("correlated",) if small else posteriors.TARGETS
+    found |= {f"posteriors {name}": partial(posteriors.rows, small, name) for name in targets}
     found |= {f"pairs {name}": partial(pairs.rows, small, name) for name in pairs.PARTS}
     found["reproducibility"] = partial(reproducibility.rows, small)
     return found

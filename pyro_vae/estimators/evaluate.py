@@ -72,7 +72,7 @@ def log_likelihood(
         raise TypeError(f"estimator must be one of pv.{', pv.'.join(ESTIMATORS)}, with its settings, got {estimator!r}")
     started = time.perf_counter()
     with prepared(model, batch, guide, device, seed) as (pair, args):
-        latent = traces.check_pair(pair, tuple(arg[:2] for arg in args))
+        latent = traces.matching_sites(pair, tuple(arg[:2] for arg in args))
         estimator = estimator or importance_sampling() if latent else Exact()
         space = space or _space_of(pair, args)
         _check_measure(pair, args, space)

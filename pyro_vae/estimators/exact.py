@@ -22,7 +22,7 @@ class Exact:
     num_particles: int = 0
 
     def __call__(self, pair: Pair, args: tuple[Tensor, ...], seed: int, progress: Callable[[int], object]) -> Estimate:
-        latent = traces.check_pair(pair, tuple(arg[:2] for arg in args))
+        latent = traces.matching_sites(pair, tuple(arg[:2] for arg in args))
         if latent:
             return _enumerated(pair, args, latent, progress)
         once = ImportanceSampling(1)(pair, args, seed, progress)

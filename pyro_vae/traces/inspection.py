@@ -21,7 +21,7 @@ def latent_sites(pair: Pair, args: tuple[Tensor, ...]) -> tuple[list[str], list[
     return sorted(latent_nodes(model_trace)), sorted(latent_nodes(guide_trace))
 
 
-def check_pair(pair: Pair, args: tuple[Tensor, ...]) -> list[str]:
+def matching_sites(pair: Pair, args: tuple[Tensor, ...]) -> list[str]:
     """The latent sites, after checking that model and guide have the same ones; a ValueError lists both sets."""
     in_model, in_guide = latent_sites(pair, args)
     if in_model != in_guide:

@@ -124,7 +124,7 @@ def find_sites(pair: Pair, args: tuple[Tensor, ...], tiled: bool) -> list[Site]:
         ValueError: there are none, one is discrete, or their laws are not all that is added up (a mask).
     """
     few = tuple(arg[:2] for arg in args)
-    if not traces.check_pair(pair, few):
+    if not traces.matching_sites(pair, few):
         raise ValueError("the use of latents needs a model with latent sites, and this one has none")
     draws = draw(pair, few, TRIED, tiled)
     for name, law in draws.posteriors.items():
