@@ -6,6 +6,7 @@ import torch
 from helpers import build, parameters, random_args, same
 from posterior_targets import CASES, NUM_DATA, carry, model_with, stretched_grid, tiny_family, tiny_options
 from pyro.infer import Trace_ELBO
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import traces
@@ -158,6 +159,13 @@ def test_a_single_latent_works_or_is_refused(name):
     else:
         model = build(CASES["VAE"], guide=name, guide_options=tiny_options(name), latent_dim=1)
         assert bool(weights(model, random_args(CASES["VAE"], NUM_DATA)).isfinite().all())
+
+
+def test_a_family_may_be_any_module_that_gives_a_law():
+    """Also one with methods of its own: nn.Sequential has `extend`."""
+    head = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), family.make_posterior("mean_field", 6, 2))
+    model = build(CASES["VAE"], guide=head, hidden_dims=(8,), latent_dim=2)
+    assert not pv.testing.check_pair(model, data=pv.Batch(*random_args(CASES["VAE"], NUM_DATA))).failed
 
 
 @pytest.mark.parametrize(
