@@ -179,7 +179,8 @@ def opened(path: Path, setting: Setting, device: torch.device) -> Report:
     report = Report(path, {"benchmark": "iwae_table", "setting": asdict(setting), "epochs": None, **machine(device)})
     if path.is_file():
         saved = json.loads(path.read_text())
-        if all(saved[key] == report.contents[key] for key in ("setting", "device", "torch", "commit")):
+        is_known = saved["commit"] is not None and "changed" not in saved["commit"]
+        if is_known and all(saved[key] == report.contents[key] for key in ("setting", "device", "torch", "commit")):
             report.contents = {**saved, "rows": [row for row in saved["rows"] if "nll" in row]}
     return report
 

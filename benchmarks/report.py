@@ -20,14 +20,17 @@ import pyro_vae as pv
 
 def machine(device: torch.device) -> dict[str, object]:
     root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    commit, changed = (
+        subprocess.run(["git", *words], cwd=root, capture_output=True, text=True).stdout.strip()
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "pyro_vae", "models"))
+    )
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "kind": device.type,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit or None,
+        "commit": f"{commit}, changed" if changed else commit or None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from numbers import Integral
+from numbers import Integral, Real
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
@@ -18,8 +18,8 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 
 
 def check_number(name: str, value: object, above: float | None = None) -> None:
-    """Raise a ValueError unless `value` is a finite number, above `above` if that is given."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Raise a ValueError unless `value` is a finite number, True and False aside, above `above` if that is given."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if above is not None and not value > above:
+    if above is not None and not float(value) > above:
         raise ValueError(f"{name} must be greater than {above:g}, got {value!r}")

@@ -55,9 +55,9 @@ def fit(
         resume: go on from the checkpoint in `out`, on the CPU to bit-identical parameters.
         progress: show a bar with ELBO, images/s and the time left.
         seed: seed of everything random.
-        initialize: whether SVI first starts the model from the training data (its method of that name sets output
-            biases to the mean image, pseudo-inputs to images), whatever parameters it has. If None, only a model that
-            was never fitted: a second fit goes on from the parameters of the first.
+        initialize: for SVI, whether the model first starts from the training data (its method of that name sets
+            output biases to the mean image, pseudo-inputs to images), whatever parameters it has. If None, only a model
+            that was never fitted: a second fit by SVI goes on from the parameters of the first.
         **settings: for SVI the fields of `svi.Settings`: num_epochs, batch_size, learning_rate, schedule ("one_cycle",
             "cosine", "constant"), adam_eps, objective, num_particles (K), alpha (of "renyi", not 1), free_bits (the
             floor of "free_bits", nats per latent dimension), beta (weight of log p(z) - log q(z | x)), kl_schedule of
@@ -88,6 +88,8 @@ def fit(
         )
     for name in ("train", "valid"):
         data.space.check(getattr(data, name).obs, f"{name} obs")
+    if initialize is not None and (resume or method == "maximum_likelihood"):
+        raise ValueError("initialize is for a new fit by SVI: maximum likelihood has its own start, a resumed fit none")
     if method == "maximum_likelihood":
         if own_way is None:
             raise ValueError(f"{type(model).__name__} has no method maximum_likelihood; fit it with method='svi'")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae import traces
@@ -222,14 +222,13 @@ def make_objective(
     with own_randomness(0, args[0].device) if name in PYRO else nullcontext(), torch.no_grad():
         posteriors = {} if name in SCORED else traces.laws(Pair(pair.guide, pair.guide), args)
         _check_reparameterised(name, posteriors)
-        is_asked = name not in PYRO or num_particles > 1
-        particles = Particles(num_particles, tiled=is_asked and not traces.broadcasts(pair, args))
-    if name == "mean_field":
-        _check_order(pair, args)
-    if name in PYRO:
-        together = num_particles > 1 and not particles.tiled  # else one run for each
-        vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if together else {}
-        return Elbo(PYRO[name](num_particles=num_particles, **vectorize))
+        if name == "mean_field":
+            _check_order(pair, args)
+        if name in PYRO:
+            together = num_particles > 1 and _takes_plate(pair, args)  # else one run for each
+            vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if together else {}
+            return Elbo(PYRO[name](num_particles=num_particles, **vectorize))
+        particles = Particles(num_particles, tiled=not traces.broadcasts(pair, args))
     if name == "free_bits":
         return FreeBits(particles, free_bits, _in_order(pair, args))
     if name in ("iwae", "renyi"):
@@ -240,25 +239,36 @@ def make_objective(
     return DoublyReparameterised(particles, {site: law.event_dim for site, law in posteriors.items()})
 
 
+def _takes_plate(pair: Pair, args: tuple[Tensor, ...]) -> bool:
+    """Whether the programs may run under an outer plate; in evaluation mode, where dropout makes no two runs differ."""
+    modes = {module: module.training for root in pair.modules for module in root.modules()}
+    for root in pair.modules:
+        root.eval()
+    try:
+        return traces.broadcasts(pair, args, with_density=False)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @contextmanager
 def particles_as_needed(name: str, pair: Pair) -> Iterator[None]:
     """Let families spread draws over the particles inside, where the objective is a sum over them.
 
     What couples particles needs independent ones. Afterwards the families are as they were.
     """
-    modules = {module for root in pair.modules for module in root.modules()}
-    families = {module: allowed for module in modules if isinstance(allowed := _stratified(module), bool)}
-    for module, allowed in families.items():
-        setattr(module, "stratified", allowed and name not in SEVERAL)  # noqa: B010 - not every module has it
+    modules = {module for root in pair.modules for module in root.modules()} if name in SEVERAL else set()
+    families = [module for module in modules if getattr(module, "stratified", None) is True]
+    own = {module for module in families if "stratified" in vars(module)}  # and not the attribute of a class
+    for module in families:
+        vars(module)["stratified"] = False
     try:
         yield
     finally:
-        for module, allowed in families.items():
-            setattr(module, "stratified", allowed)  # noqa: B010
-
-
-def _stratified(module: nn.Module) -> object:
-    return getattr(module, "stratified", None)
+        for module in families:
+            vars(module).pop("stratified")
+            if module in own:
+                vars(module)["stratified"] = True
 
 
 def _in_order(pair: Pair, args: tuple[Tensor, ...]) -> bool:

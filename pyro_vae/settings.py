@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from pyro_vae.checks import check_choice, check_count, check_number
@@ -46,6 +47,10 @@ class Settings:
         check_choice("kl_schedule", self.kl_schedule, KL_SCHEDULES)
         check_choice("objective", self.objective, OBJECTIVES)
         self._check_ranges()
+        for each in fields(self):  # numpy's numbers are no numbers to torch
+            value = getattr(self, each.name)
+            plain = int if isinstance(value, Integral) else float if isinstance(value, Real) else None
+            object.__setattr__(self, each.name, value if plain is None else plain(value))
         self._check_combinations()
 
     def _check_ranges(self) -> None:
@@ -58,6 +63,8 @@ class Settings:
         if self.patience is not None:
             check_count("patience", self.patience)
         check_number("adam_eps", self.adam_eps)
+        if self.adam_eps < 0:
+            raise ValueError(f"adam_eps must not be negative, got {self.adam_eps}")
         check_number("alpha", self.alpha)
         if self.alpha == 1:
             raise ValueError("alpha must be a number other than 1, where the bound is the ELBO")

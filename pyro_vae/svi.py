@@ -62,7 +62,8 @@ class Run:
             initialize: whether modules start from the data; those that were never fitted if None.
         """
         noise = own_randomness(derived_seed(self.settings.seed, NOISE), self.device)
-        with noise, _quiet_nan(), particles_as_needed(self.settings.objective, self.pair):
+        store = pyro.get_param_store().scope()  # of its own: there, modules of one class have one name
+        with store, noise, _quiet_nan(), particles_as_needed(self.settings.objective, self.pair):
             self._load() if resume else self._start(initialize)
             try:
                 status = self._epochs(progress)
@@ -91,8 +92,9 @@ class Run:
             hidden = traces.hidden_parameters(self.pair, few, self.parameters)
         if hidden:
             raise ValueError(
-                f"the pair depends on parameters that its modules do not hold, and that would stay as they are: "
-                f"{', '.join(hidden)}; make model and guide torch modules that hold them"
+                f"the pair depends on parameters that its modules did not hold when the fit began, and that would stay "
+                f"as they are: {', '.join(hidden)}; make model and guide torch modules that hold them, or, if they are "
+                "to stay, call requires_grad_(False) on them"
             )
 
     def _few(self) -> tuple[Tensor, ...]:
@@ -209,6 +211,7 @@ class Run:
             self._save(self.out)
         if self.best["model"] is not None:
             self.module.load_state_dict(self.best["model"])
+        if self.step > 0:
             for module in self.module:
                 mark_fitted(module)
         self.module.eval()

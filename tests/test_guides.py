@@ -3,7 +3,7 @@
 import pyro
 import pytest
 import torch
-from helpers import build, parameters, random_args, same
+from helpers import build, parameters, random_args, random_data, same
 from posterior_targets import CASES, NUM_DATA, carry, model_with, stretched_grid, tiny_family, tiny_options
 from pyro.infer import Trace_ELBO
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import traces
 from pyro_vae.guides import family
+from pyro_vae.objectives import make_objective
 
 ALL = list(family.listing())
 LAWS = [name for name in ALL if "forward" in vars(family.load(name))]
@@ -69,6 +70,16 @@ def test_the_gradient_of_the_elbo_reaches_every_parameter(name, num_particles):
         assert parameter.grad is not None, parameter_name
         assert bool(parameter.grad.isfinite().all()), parameter_name
         assert bool((parameter.grad != 0).any()), parameter_name
+
+
+@every_family
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_a_fit_by_the_elbo_says_nothing_and_takes_all_particles_at_once(name, num_particles):
+    model, data = model_with(name), random_data(CASES["VAE"])
+    pv.fit(model, data, num_epochs=1, num_particles=num_particles, device="cpu")  # a warning is an error
+    particles = {"num_particles": num_particles, "alpha": 0.5, "free_bits": 0.25}
+    objective = make_objective("elbo", traces.as_pair(model), data.valid.arguments, **particles)
+    assert objective.pyro_elbo.vectorize_particles == (num_particles > 1)
 
 
 @every_family

@@ -319,9 +319,9 @@ def test_a_masked_site_is_refused():
 
 def test_errors_need_two_data_and_two_particles():
     pair = separable()
-    with pytest.raises(ValueError, match="batch must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="the number of data must be a whole number of at least 2, got 1"):
         pv.latent_use(pair.model, pv.Batch(pair.draw(1)), guide=pair.guide)
-    with pytest.raises(ValueError, match="num_particles must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="num_particles must be a whole number of at least 2, got 1"):
         pv.latent_use(pair.model, pv.Batch(pair.draw(5)), guide=pair.guide, num_particles=1)
 
 

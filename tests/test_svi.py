@@ -13,11 +13,14 @@ import pytest
 import torch
 from helpers import parameters, random_data, random_obs, same
 from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from pyro_vae import checkpoint, svi, traces
 from pyro_vae.data import Batch, Data
+from pyro_vae.estimators.evaluate import log_likelihood
+from pyro_vae.estimators.exact import exact
 from pyro_vae.fitting import fit
 from pyro_vae.models import VAE, IndependentPixel
 from pyro_vae.objectives import make_objective
@@ -505,6 +508,57 @@ ELSEWHERE = nn.Parameter(torch.zeros(2))
     ],
 )
 def test_parameters_that_no_module_of_the_pair_holds_are_refused(mean, found):
-    with pytest.raises(ValueError, match=f"depends on parameters that its modules do not hold.*{found}"):
+    with pytest.raises(ValueError, match=f"depends on parameters that its modules did not hold.*{found}"):
         one_epoch(vae(), guide=Hidden(mean))
-    pyro.clear_param_store()
+
+
+class Scaled(PyroModule):
+    """x ~ N(0, σ²), with σ a parameter of Pyro's, which goes by its name in Pyro's store."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(3.0), dist.constraints.positive)
+
+    def forward(self, obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", dist.Normal(0.0, self.scale).expand([len(obs), 1]).to_event(1), obs=obs)
+
+
+def test_parameters_of_pyro_modules_with_one_name_do_not_meet():
+    data = indexed_data(4)
+    first, second = Scaled(), Scaled()
+    run_fit(first, data)
+    run_fit(second, data)  # and not the first one's
+    assert float(first.scale.detach()) == float(second.scale.detach()) != 3.0
+    untouched = Scaled()
+    scores = [float(log_likelihood(each, data.test, estimator=exact()).log_prob[0]) for each in (first, untouched)]
+    for score, module in zip(scores, (first, untouched), strict=True):
+        truth = Normal(0.0, module.scale.detach()).log_prob(data.test.obs[0])
+        assert score == pytest.approx(float(truth), abs=1e-6)
+
+
+def test_a_mixture_that_goes_bad_in_the_middle_is_named_and_saved(tmp_path):
+    model = VAE(SPACE, latent_dim=2, hidden_dims=(5,), guide="mixture")
+    calls = itertools.count(1)
+    model.encoder.register_forward_hook(lambda module, args, out: out * math.nan if next(calls) > 9 else out)
+    with pytest.raises(svi.NonFiniteLoss, match=r"not finite: site 'z' of the guide"):
+        run_fit(model, random_data(("VAE", SPACE, None)), out=tmp_path)
+    assert (tmp_path / "checkpoint.pt").is_file()
+
+
+def test_a_fit_that_was_interrupted_counts(data):
+    model = interrupt_at(vae(), CALL_IN_EPOCH_3)
+    run_fit(model, data, validate_every=100)
+    assert svi.was_fitted(model)
+    assert svi.was_fitted(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"method": "maximum_likelihood"}])
+def test_a_start_is_refused_where_there_is_none(data, how):
+    with pytest.raises(ValueError, match="initialize is for a new fit by SVI"):
+        run_fit(vae(), data, initialize=True, **how)
+
+
+def test_numbers_of_numpy_are_numbers(data):
+    settings = {"num_epochs": np.int64(2), "batch_size": np.int64(600), "learning_rate": np.float32(1e-3)}
+    assert len(run_fit(vae(), data, **settings).rows) == 2

@@ -20,11 +20,13 @@ def test_an_item_that_is_measured_anew_leaves_the_others_as_they_were(tmp_path):
     found = {
         name: [([Row(name, "a case", seen, "1", seen == "1")], 0.5)] for name, seen in (("1 a", "1"), ("2 b", "2"))
     }
-    written(table, {name: section(part) for name, part in found.items()})
+    written(table, {name: section(part) for name, part in found.items()}, found)
     first, second = table.read_text(encoding="utf-8").split("## 2 b")
-    written(table, {"2 b": section([([Row("2 b", "a case", "1", "1", True)], 0.5)])})
+    written(table, {"2 b": section([([Row("2 b", "a case", "1", "1", True)], 0.5)])}, found)
     again = table.read_text(encoding="utf-8")
     assert again.startswith(first)
     assert "| **fails** | a case | 2 | 1 |" in second
     assert "| holds | a case | 1 | 1 |" in again.split("## 2 b")[1]
+    written(table, {}, ["2 b"])  # item 1 is no more
+    assert "## 1 a" not in table.read_text(encoding="utf-8")
     assert {number(name) for name in found} == {1, 2}

@@ -11,7 +11,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -90,10 +90,17 @@ def line(row: Row) -> str:
     return f"| {outcome} | {row.case} | {row.seen} | {row.asked} |"
 
 
-def written(path: Path, sections: dict[str, str]) -> None:
-    """Write a section for each item; those of a file that is there already stay if they were not measured now."""
+def written(path: Path, sections: dict[str, str], items: Iterable[str]) -> None:
+    """Write a section for each item; those of a file that is there already stay if they were not measured now.
+
+    Args:
+        path: of the table.
+        sections: what was measured, by item.
+        items: all that there are; the section of another is dropped.
+    """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    there = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    before = {item: there[item] for item in items if item in there}
     body = [f"\n## {item}\n{contents.strip()}\n" for item, contents in sorted({**before, **sections}.items())]
     path.write_text(HEAD + "".join(body), encoding="utf-8")
 
@@ -107,6 +114,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", type=int, metavar="N", help="these items of the table")
     parser.add_argument("--out", type=Path, default=None, help="Markdown file to write")
     arguments = parser.parse_args()
+    if arguments.small and arguments.out is not None:
+        parser.error("--small measures too little for a table: leave --out out")
     where = (arguments.small, arguments.root, arguments.run)
     items, started = {name: item_of(task) for name, task in tasks(*where).items()}, time.perf_counter()
     unknown = set(arguments.only or []) - {number(item) for item in items.values()}
@@ -126,7 +135,7 @@ def main() -> int:
     failed = sum(not row.holds for row in promised)
     if arguments.out is not None:
         parts = {item: [found[name] for name in names if items[name] == item] for item in items.values()}
-        written(arguments.out, {item: section(part) for item, part in parts.items() if part})
+        written(arguments.out, {item: section(part) for item, part in parts.items() if part}, items.values())
     minutes = (time.perf_counter() - started) / 60
     print(f"{len(promised) - failed} of {len(promised)} hold; {minutes:.1f} minutes")
     return 1 if failed else 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import traces
+from pyro_vae.checks import check_count
 from pyro_vae.estimators.annealing import Weights, anneal, sigmoid_schedule
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.hmc import GeometricPath, pilot
@@ -114,8 +115,7 @@ def annealed_importance_sampling(
     quantitative analysis of decoder-based generative models", 2017, arXiv:1611.04273.
     """
     for name, value in (("num_steps", num_steps), ("num_chains", num_chains), ("num_leapfrog", num_leapfrog)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_count(name, value)
     if start not in STARTS:
         raise ValueError(f"start must be 'guide' or 'prior', got {start!r}")
     if proposal is not None and start != "guide":

@@ -173,7 +173,14 @@ def _untouched(pair: Pair, device: torch.device, seed: int) -> Iterator[None]:
     trained = [parameter for root in pair.modules for parameter in root.parameters() if parameter.requires_grad]
     homes = [next((p.device for p in root.parameters()), device) for root in pair.modules]
     try:
-        with torch.no_grad(), own_randomness(seed, device), pyro.validation_enabled(False), _full_precision(device):
+        store = pyro.get_param_store()
+        with (
+            store.scope(store.get_state()),  # what a run enters there is gone at the end
+            torch.no_grad(),
+            own_randomness(seed, device),
+            pyro.validation_enabled(False),
+            _full_precision(device),
+        ):
             for root in pair.modules:
                 root.eval().to(device)
             for parameter in trained:  # gradients with respect to latents need not pass through these

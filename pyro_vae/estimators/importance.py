@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, traces
+from pyro_vae.checks import check_count
 from pyro_vae.estimators.estimate import ARRAYS, Estimate
 from pyro_vae.estimators.proposals import Proposal, with_proposal
 from pyro_vae.estimators.streaming import Accumulator, Blocks
@@ -91,7 +92,5 @@ def importance_sampling(
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv:1509.00519; Nowozin,
     "Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife Variational Inference", 2018.
     """
-    least = 2 if jackknife else 1
-    if not isinstance(num_particles, int | np.integer) or num_particles < least:
-        raise ValueError(f"num_particles must be a whole number of at least {least}, got {num_particles!r}")
+    check_count("num_particles", num_particles, least=2 if jackknife else 1)
     return ImportanceSampling(int(num_particles), jackknife, proposal)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, traces
+from pyro_vae.checks import check_count
 from pyro_vae.estimators.estimate import ARRAYS, Estimate
 from pyro_vae.estimators.importance import stream
 from pyro_vae.estimators.proposals import Proposal, with_proposal
@@ -118,8 +119,7 @@ def multilevel(num_particles: int = 500, *, proposal: Proposal | None = None, ma
     Rhee, Glynn, "Unbiased estimation with square root convergence for SDE models", 2015 (the coupled sum); Vihola,
     "Unbiased estimators and multilevel Monte Carlo", 2018, arXiv:1512.01022 (the stratified levels).
     """
-    if not isinstance(num_particles, int | np.integer) or num_particles < 2:
-        raise ValueError(f"num_particles must be a whole number of at least 2, got {num_particles!r}")
+    check_count("num_particles", num_particles, least=2)
     if not isinstance(max_level, int) or not 1 <= max_level <= MAX_LEVEL:
         raise ValueError(f"max_level must be a whole number from 1 to {MAX_LEVEL}, got {max_level!r}")
     return Multilevel(int(num_particles), proposal, max_level)

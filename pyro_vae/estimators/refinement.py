@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import traces
+from pyro_vae.checks import check_count
 from pyro_vae.estimators.drawn import Draw, guide_of
 from pyro_vae.estimators.streaming import BLOCK_ROWS
 from pyro_vae.latents import Latents
@@ -108,8 +109,7 @@ def refined(
     Wu, Duvenaud, "Sticking the landing", 2017, arXiv:1703.09194; Tan, "Analytic natural gradient updates for Cholesky
     factor in Gaussian variational approximation", 2021, arXiv:2109.00375.
     """
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+    check_count("num_steps", num_steps)
     if not isinstance(num_samples, int) or num_samples < 2 or num_samples % 2:
         raise ValueError(f"num_samples must be an even number of at least 2, got {num_samples!r}")
     if covariance not in ("full", "diagonal"):

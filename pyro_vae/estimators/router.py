@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics
+from pyro_vae.checks import check_count
 from pyro_vae.estimators.ais import AnnealedImportanceSampling, annealed_importance_sampling
 from pyro_vae.estimators.estimate import Estimate, Estimator, flags
 from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
@@ -118,8 +119,7 @@ def router(
         ValueError: fewer than 25 particles, which give no k-hat to route by.
     """
     for name, value in (("num_particles", num_particles), ("refined_particles", refined_particles)):
-        if not isinstance(value, int) or value < MIN_PARTICLES:
-            raise ValueError(f"{name} must be a whole number of at least {MIN_PARTICLES}, got {value!r}")
+        check_count(name, value, least=MIN_PARTICLES)
     return Router(
         importance_sampling(num_particles),
         importance_sampling(refined_particles, proposal=proposal or refined()),

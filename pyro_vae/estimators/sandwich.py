@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import traces
+from pyro_vae.checks import check_count
 from pyro_vae.estimators.ais import AnnealedImportanceSampling, Annealer, annealed_importance_sampling, check_chains
 from pyro_vae.estimators.estimate import Certificate, Estimate, Estimator
 from pyro_vae.estimators.proposals import Proposal
@@ -114,8 +115,7 @@ def sandwich(
     Source: Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
     arXiv:1511.02543.
     """
-    if not isinstance(num_simulated, int) or num_simulated < 2:
-        raise ValueError(f"num_simulated must be a whole number of at least 2, got {num_simulated!r}")
+    check_count("num_simulated", num_simulated, least=2)
     if estimator is not None and not callable(estimator):
         raise TypeError(f"estimator must be an estimator such as pv.importance_sampling(...), got {estimator!r}")
     if num_chains < 2:

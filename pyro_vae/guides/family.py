@@ -32,7 +32,7 @@ from pyro_vae.checks import check_count
 LogJoint = Callable[[Tensor], Tensor]
 Choice = str | nn.Module | Callable[..., nn.Module]
 ARGUMENTS = ["in_dim", "latent_dim"]  # of every family's constructor, first
-AUXILIARY: Any = {"is_auxiliary": True}
+AUXILIARY: Any = {"extends_model": True}  # no key of Pyro's, whose auxiliary sites are in the guide alone
 
 
 @cache

@@ -63,13 +63,14 @@ class _Independent(dist.MixtureSameFamily):
 
     Of the fields v that carry q along as a parameter θ moves, ∂q/∂θ = -∇·(q v), one is the mean over the components,
     Σ_c r_c(z) v_c, of what carries each of them: v_c = ∂(μ_c + σ_c ε_c)/∂θ at ε_c = (z - μ_c)/σ_c, with the
-    responsibilities r_c(z) = π_c q_c(z) / q(z). There is none for the weights, which are fixed.
+    responsibilities r_c(z) = π_c q_c(z) / q(z). There is none for the weights, which are fixed. Without a constructor
+    of its own it survives the plates of Pyro, which expand it.
 
     Source: Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, arXiv:1805.08498; Jankowiak,
     Obermeyer, "Pathwise Derivatives Beyond the Reparameterization Trick", 2018, arXiv:1806.01851.
     """
 
-    has_rsample = True  # pyro expands any class that keeps its constructor, so that this one survives a plate
+    has_rsample = True
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         if sample_shape:
@@ -78,7 +79,8 @@ class _Independent(dist.MixtureSameFamily):
         loc, scale = normals.loc, normals.scale
         with torch.no_grad():
             chosen = self._component()[..., None, None].expand(*self.batch_shape, 1, loc.shape[-1])
-            z = torch.normal(*(each.gather(-2, chosen).squeeze(-2) for each in (loc, scale)))  # (..., latent_dim)
+            center, width = (each.gather(-2, chosen).squeeze(-2) for each in (loc, scale))  # (..., latent_dim)
+            z = center + width * torch.randn_like(center)
             noise = (z[..., None, :] - loc) / scale  # of each component, had it drawn z
             log_parts = self.component_distribution.log_prob(z[..., None, :])
             shares = (self.mixture_distribution.logits + log_parts).softmax(-1)[..., None]

@@ -75,10 +75,10 @@ def laws(pair: Pair, args: tuple[Tensor, ...]) -> dict[str, Any]:
 
 
 def auxiliary_sites(pair: Pair, args: tuple[Tensor, ...]) -> set[str]:
-    """The latent sites that are there for the guide's sake alone: it marks them with `infer` "is_auxiliary"."""
+    """The latent sites that are there for the guide's sake alone: it marks them with `infer` "extends_model"."""
     with torch.no_grad():
         guide_trace, _ = record_both(pair, args)
-    return {name for name, site in latent_nodes(guide_trace).items() if site["infer"].get("is_auxiliary", False)}
+    return {name for name, site in latent_nodes(guide_trace).items() if site["infer"].get("extends_model", False)}
 
 
 def innermost(law: Any) -> Any:

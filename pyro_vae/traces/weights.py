@@ -146,19 +146,30 @@ def check_density(pair: Pair, args: tuple[Tensor, ...], what: str, instead: str 
         )
 
 
-def broadcasts(pair: Pair, args: tuple[Tensor, ...]) -> bool:
-    """Whether the programs may run under an outer plate: they do, and give what runs one by one give."""
+def broadcasts(pair: Pair, args: tuple[Tensor, ...], *, with_density: bool = True) -> bool:
+    """Whether the programs may run under an outer plate: they do, and give what runs one by one give.
+
+    Args:
+        pair: model and guide.
+        args: of two data or more; two are used.
+        with_density: whether log q at given draws is compared too, which takes a guide that can give it. Otherwise the
+            guide has to draw, and the model to agree with itself.
+    """
     few = tuple(arg[:2] for arg in args)
     try:
         values, log_q = draw_latents(pair, few, 2, tiled=False)
-        together = log_joint(pair, few, values, 2, tiled=False) - log_q
-        alone = torch.stack([_log_weight_at(pair, few, values, k) for k in range(2)])
+        together = log_joint(pair, few, values, 2, tiled=False)
+        alone = torch.stack([_log_joint_at(pair, few, values, k) for k in range(2)])
+        if with_density:
+            guide = Pair(pair.guide, pair.guide)
+            together, alone = (
+                together - log_q,
+                alone - torch.stack([_log_joint_at(guide, few, values, k) for k in range(2)]),
+            )
     except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError, NotImplementedError):
         return False  # what is wrong for another reason comes up again in the tiled run, and is raised there
     return torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
 
 
-def _log_weight_at(pair: Pair, args: tuple[Tensor, ...], values: Values, k: int) -> Tensor:
-    one = {name: value[k] for name, value in values.items()}
-    guide = Pair(pair.guide, pair.guide)
-    return log_joint(pair, args, one, 1, tiled=True)[0] - log_joint(guide, args, one, 1, tiled=True)[0]
+def _log_joint_at(pair: Pair, args: tuple[Tensor, ...], values: Values, k: int) -> Tensor:
+    return log_joint(pair, args, {name: value[k] for name, value in values.items()}, 1, tiled=True)[0]

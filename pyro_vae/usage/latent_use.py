@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae import traces
 from pyro_vae.bound_rows import Figure, figure
+from pyro_vae.checks import check_count
 from pyro_vae.data import Batch
 from pyro_vae.estimators.evaluate import checked_space, prepared
 from pyro_vae.rows import finite
@@ -154,9 +155,8 @@ def latent_use(
     "ELBO surgery: yet another way to carve up the variational evidence lower bound", 2016 (NeurIPS workshop).
     """
     space = checked_space(model, batch)
-    for name, count in (("batch", len(batch)), ("num_particles", num_particles)):
-        if not isinstance(count, int | np.integer) or count < 2:
-            raise ValueError(f"{name} must be at least 2, got {count!r}")
+    for name, count in (("the number of data", len(batch)), ("num_particles", num_particles)):
+        check_count(name, count, least=2)
     with prepared(model, batch, guide, device, seed) as (pair, args):
         tiled = not traces.broadcasts(pair, args)
         sites = find_sites(pair, args, tiled)
