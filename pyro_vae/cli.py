@@ -60,13 +60,16 @@ def train_command(
 ) -> None:
     """Fit one model into a run directory."""
     from pyro_vae import pictures, runs
+    from pyro_vae.objectives import SEVERAL
 
     device = options.prepare(data)
     settings = {"options": model_options, "guide_options": guide_options, "fit": fit}
     parsed = {name: options.values(pairs) for name, pairs in settings.items()}
     config = options.config(data, model=model, guide=guide, **parsed)
     run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
-    elbo = "" if history.best_valid_elbo is None else f", validation ELBO {history.best_valid_elbo:.3f} nats"
+    is_elbo = parsed["fit"].get("objective", "elbo") not in SEVERAL
+    bound = "ELBO" if is_elbo else "{objective} bound of {num_particles} particles".format(**parsed["fit"])
+    elbo = "" if history.best_valid_elbo is None else f", validation {bound} {history.best_valid_elbo:.3f} nats"
     click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
     if history.status == "interrupted":
         raise KeyboardInterrupt

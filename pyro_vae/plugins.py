@@ -119,5 +119,8 @@ def _built(made: type, name: str, model: nn.Module, options: Mapping[str, Any]) 
     except TypeError as error:
         raise ValueError(f"guide {name} cannot be built as {name}(model, ...): {error}") from error
     if not isinstance(guide, nn.Module) or type(guide).forward is nn.Module.forward:
-        raise ValueError(f"guide {name} must be a torch module with a forward(obs, context=None), got {guide!r}")
+        raise ValueError(
+            f"guide {name} must be a torch module built as {name}(in_dim, latent_dim, ...) with a forward(features), "
+            f"or as {name}(model, ...) with a forward(obs, context=None), got {guide!r}"
+        )
     return guide

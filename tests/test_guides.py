@@ -172,6 +172,20 @@ def test_a_single_latent_works_or_is_refused(name):
         assert bool(weights(model, random_args(CASES["VAE"], NUM_DATA)).isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("forward", "found"),
+    [(lambda h: (h, h), "got tuple"), (lambda h: pyro.distributions.Normal(h, 1.0), r"got event shape \(\)")],
+)
+def test_what_is_no_law_of_a_code_is_refused_by_name(forward, found):
+    class Mine(nn.Module):
+        def forward(self, features):
+            return forward(features[..., :2])
+
+    model = build(CASES["VAE"], guide=Mine(), latent_dim=2)
+    with pytest.raises(ValueError, match=f"forward of guide Mine must return a Pyro distribution .*{found}"):
+        model.guide(*random_args(CASES["VAE"], NUM_DATA))
+
+
 def test_a_family_may_be_any_module_that_gives_a_law():
     """Also one with methods of its own: nn.Sequential has `extend`."""
     head = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), family.make_posterior("mean_field", 6, 2))

@@ -211,8 +211,14 @@ ERRORS = [
     (("--model", "vae", "--guide", "FILE:Whole", "--guide-set", "depth=3"), "no option depth; it has width, scale"),
     (("--model", "vae", "--guide", "FILE:Family", "--guide-set", "depth=3"), "no option depth; it has scale"),
     (("--model", "vae", "--guide", "FILE:reader"), "reads hidden from its file"),
-    (("--model", "vae", "--guide", "FILE:NoModule"), "must be a torch module with a forward"),
-    (("--model", "vae", "--guide", "FILE:NoForward"), "must be a torch module with a forward"),
+    (
+        ("--model", "vae", "--guide", "FILE:NoModule"),
+        r"must be a torch module built as No\w+\(in_dim, latent_dim, ...\) with a forward",
+    ),
+    (
+        ("--model", "vae", "--guide", "FILE:NoForward"),
+        r"must be a torch module built as No\w+\(in_dim, latent_dim, ...\) with a forward",
+    ),
     (("--model", "vae", "--guide", "FILE:Nothing"), "must be built as Nothing"),
     (("--model", "vae", "--guide", "FILE:Picky"), "cannot be built as Picky.*width"),
     (("--model", "vae", "--guide", "FILE:Whole", "--set", "guide=mean_field"), "the guide is given twice"),

@@ -118,10 +118,17 @@ def make_posterior(guide: Choice, in_dim: int, latent_dim: int, options: Mapping
 def sample(posterior: nn.Module, features: Tensor, log_joint: LogJoint) -> None:
     """The latent sites of a guide: z ~ q(z | x), and what else the family draws."""
     own: Any = getattr(posterior, "sample_latents", None)
-    if own is None:
-        pyro.sample("z", posterior(features))
-    else:
+    if own is not None:
         own(features, log_joint)
+        return
+    law = posterior(features)
+    if len(getattr(law, "event_shape", ())) != 1:
+        found = f"event shape {tuple(law.event_shape)}" if hasattr(law, "event_shape") else type(law).__name__
+        raise ValueError(
+            f"the forward of guide {type(posterior).__name__} must return a Pyro distribution with event shape "
+            f"(latent_dim,), as by .to_event(1), got {found}"
+        )
+    pyro.sample("z", law)
 
 
 def extend(posterior: nn.Module, z: Tensor, features: Callable[[], Tensor]) -> None:
