@@ -380,7 +380,7 @@ def test_wrong_images_are_named(vae_run, own_images, tmp_path) -> None:
     [
         (["--model", "nope"], "model must be one of bernoulli_mixture, "),
         (["--model", "vae", "--set", "nope=1"], "vae has no option nope; it has latent_dim, "),
-        (["--model", "vae", "--set", "latent_dim=wide"], "vae cannot be built with {'latent_dim': 'wide'}: "),
+        (["--model", "vae", "--set", "latent_dim=wide"], "latent_dim must be a whole number of at least 1, got 'wide'"),
         (["--model", "vae", "--fit", "nope=1"], "the fit of vae has no setting nope; it has num_epochs, "),
         (["--model", "vae", "--fit", "seed=1"], "the fit of vae has no setting seed; "),
         (["--model", "vae", "--fit", "num_epochs=many"], "num_epochs must be a whole number, got 'many'"),
