@@ -383,9 +383,9 @@ def test_wrong_images_are_named(vae_run, own_images, tmp_path) -> None:
         (["--model", "vae", "--set", "latent_dim=wide"], "latent_dim must be a whole number of at least 1, got 'wide'"),
         (["--model", "vae", "--fit", "nope=1"], "the fit of vae has no setting nope; it has num_epochs, "),
         (["--model", "vae", "--fit", "seed=1"], "the fit of vae has no setting seed; "),
-        (["--model", "vae", "--fit", "num_epochs=many"], "num_epochs must be a whole number, got 'many'"),
+        (["--model", "vae", "--fit", "num_epochs=many"], "num_epochs must be a whole number of at least 1, got 'many'"),
         (["--model", "vae", "--fit", "learning_rate=0"], "learning_rate must be greater than 0, got 0"),
-        (["--model", "vae", "--fit", "patience=long"], "patience must be a whole number, got 'long'"),
+        (["--model", "vae", "--fit", "patience=long"], "patience must be a whole number of at least 1, got 'long'"),
         (
             ["--model", "gmm", "--fit", "num_epochs=2"],
             "the fit of gmm has no setting num_epochs; it has num_iterations, ",
