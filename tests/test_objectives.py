@@ -360,7 +360,8 @@ def test_every_objective_fits_digits(digits, name):
     assert last["valid_elbo"] > first["valid_elbo"]  # at the same noise
     assert (last["train_elbo"] is None) == (name in ("beta", "free_bits"))
     if last["train_elbo"] is not None:
-        assert last["train_elbo"] > first["valid_elbo"]  # on the same scale: the second epoch begins where that was
+        # on one scale: the mean over the second epoch lies between where it began and where it ended
+        assert first["valid_elbo"] < last["train_elbo"] < last["valid_elbo"]
 
 
 @pytest.mark.parametrize("name", ["iwae", "dreg", "sticking_the_landing", "free_bits"])
