@@ -89,7 +89,7 @@ def _draw_units(ax: "Axes", use: LatentUse) -> np.ndarray:
 
 def _to_log_scale(ax: "Axes", heights: np.ndarray) -> None:
     ax.set_yscale("log")
-    ax.set_ylim(ACTIVE / 100, max(2 * float(heights.max()), 2 * ACTIVE))
+    ax.set_ylim(ACTIVE / 100, 30 * max(float(heights.max()), ACTIVE))  # room for the legend
     ax.axhline(ACTIVE, color=ORANGE, linewidth=0.9, linestyle="dashed", label=f"threshold {ACTIVE:g}")
 
 
