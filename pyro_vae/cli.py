@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vae import options
+from pyro_vae import distributed, options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pyro_vae.estimators.result import LogLikelihood
     from pyro_vae.runs import Run
     from pyro_vae.study import Job
+
+SHARED = ("evaluate",)  # the commands that several processes share
 
 
 class _Commands(click.Group):
@@ -33,8 +35,14 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="pyro-vae")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Fit latent variable models and compare them by held-out log-likelihood, with errors and a direction."""
+    if distributed.launched() > 1 and ctx.invoked_subcommand not in SHARED:
+        those = " and ".join(SHARED)
+        raise click.UsageError(
+            f"{ctx.invoked_subcommand} runs in one process: start it without torchrun, which is for {those}"
+        )
 
 
 @main.command("train")
@@ -88,14 +96,16 @@ def evaluate_command(
     """Held-out log p of the test data: per image as npz and CSV, the summary as JSON."""
     from pyro_vae import runs, study
 
-    opened = runs.open_run(run, data=data, root=root)
-    batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, how["seed"])
-    choice = options.take_choice(how)
-    result = _estimate(opened, batch, choice, **how)
-    folder = out or run
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in study.save_evaluation(result, folder, choice=choice):
-        click.echo(f"wrote {path}")
+    with options.together(how):
+        opened = runs.open_run(run, data=data, root=root)
+        batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, how["seed"])
+        choice = options.take_choice(how)
+        result = _estimate(opened, batch, choice, **how)
+        folder = out or run
+        if distributed.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in study.save_evaluation(result, folder, choice=choice):
+                click.echo(f"wrote {path}")
 
 
 @main.command("compare")

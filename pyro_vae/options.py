@@ -1,12 +1,15 @@
 """What the commands take: the options that several share, and what their words and numbers become."""
 
 import ast
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_vae import distributed
 from pyro_vae.estimators.names import ESTIMATORS, PROPOSALS
 
 if TYPE_CHECKING:
@@ -130,6 +133,16 @@ def prepare(options: dict[str, Any]) -> str | None:
     if threads is not None:
         torch.set_num_threads(threads)
     return checked(options.pop("device"))
+
+
+@contextlib.contextmanager
+def together(options: dict[str, Any]) -> Iterator[None]:
+    """Share the command with the processes that torchrun started: each on a device of its own, the first one prints."""
+    with distributed.processes(options["device"]) as options["device"], contextlib.ExitStack() as stack:
+        if not distributed.is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        yield
 
 
 def checked(device: str | None) -> str | None:

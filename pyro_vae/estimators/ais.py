@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae import traces
+from pyro_vae import distributed, traces
 from pyro_vae.checks import check_count
 from pyro_vae.estimators.annealing import Weights, anneal, sigmoid_schedule
 from pyro_vae.estimators.estimate import Estimate
@@ -42,42 +42,46 @@ class AnnealedImportanceSampling:
 
     def __call__(self, pair: Pair, args: tuple[Tensor, ...], seed: int, progress: Callable[[int], object]) -> Estimate:
         annealer = Annealer(self, pair, args, seed)
-        parts, acceptance = [], []
-        for start, stop in annealer.blocks():
-            reseed(derived_seed(seed, FORWARD, 0, start), args[0].device)
-            weights, path = annealer.forward(start, stop)
-            check_chains(weights.log_weights, start)
-            parts.append(weights)
-            acceptance += [probability.mean() for probability in path.acceptance]
+        parts = {}
+        for index, (start, stop) in enumerate(annealer.blocks()):
+            if distributed.takes(index):
+                reseed(derived_seed(seed, FORWARD, 0, start), args[0].device)
+                weights, path = annealer.forward(start, stop)
+                check_chains(weights.log_weights, start)
+                parts[start] = _figures(weights, path)
             progress(stop - start)
-        return self._estimate(parts, annealer, acceptance)
+        return self._estimate(distributed.joined(parts, len(args[0]), "cpu"), annealer)
 
-    def _estimate(self, parts: list[Weights], annealer: "Annealer", acceptance: list[Tensor]) -> Estimate:
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts], -1).cpu()
-
-        variance = joined("variance")
-        spread = joined("log_weights").var(0) if self.num_chains > 1 else None
+    def _estimate(self, figures: dict[str, Tensor], annealer: "Annealer") -> Estimate:
+        variance = figures["variance"]
+        spread = figures["log_weights"].T.contiguous().var(0) if self.num_chains > 1 else None
         return Estimate(
-            log_prob=joined("log_mean").numpy(),
+            log_prob=figures["log_mean"].numpy(),
             variance=variance.numpy(),
             direction="lower",
             estimator="sequential_monte_carlo" if self.resample else "annealed_importance_sampling",
             num_particles=self.num_chains,
-            ess=joined("ess").numpy(),
+            ess=figures["ess"].numpy(),
             spread=None if spread is None or self.resample else spread.numpy(),
             bias_bound=None if spread is None else bias_of_chains(variance, spread, self.num_chains),
-            notes=self._notes(annealer, acceptance),
+            notes=self._notes(annealer, figures.get("acceptance")),
         )
 
-    def _notes(self, annealer: "Annealer", acceptance: list[Tensor]) -> tuple[str, ...]:
+    def _notes(self, annealer: "Annealer", acceptance: Tensor | None) -> tuple[str, ...]:
         chains = f"{self.num_chains} chains of {self.num_leapfrog} leapfrog steps"
         settings = f"{self.num_steps} steps from the {self.start}, {chains}"
-        rate = f", acceptance {float(torch.stack(acceptance).mean()):.2f}" if acceptance else ""
+        rate = "" if acceptance is None else f", acceptance {float(acceptance.mean()):.2f}"
         tiled = ("the programs ran on tiled data, one row per particle and datum",) if annealer.latents.tiled else ()
         states = annealer.latents.num_states
         summed = (f"discrete latents summed out over {states} joint states",) if states > 1 else ()
         return (settings + rate, *annealer.notes, *summed, *tiled)
+
+
+def _figures(weights: Weights, path: GeometricPath) -> dict[str, Tensor]:
+    """What is kept of a block, with the data along the first axis."""
+    figures = {name: getattr(weights, name) for name in ("log_mean", "variance", "ess")}
+    moves = {"acceptance": torch.stack(path.acceptance).mean(0)} if path.acceptance else {}
+    return {**figures, **moves, "log_weights": weights.log_weights.T}
 
 
 def annealed_importance_sampling(

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import spaces, traces
+from pyro_vae import distributed, spaces, traces
 from pyro_vae.estimators.estimate import Estimate, Estimator, flags
 from pyro_vae.estimators.exact import Exact
 from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
@@ -211,7 +211,9 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 def _bar(total: int, show: bool) -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
-    with tqdm(total=total, unit="datum", desc="log p", disable=not show, mininterval=1.0) as bar:
+    with tqdm(
+        total=total, unit="datum", desc="log p", disable=not (show and distributed.is_first()), mininterval=1.0
+    ) as bar:
         yield bar.update
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pyro_vae import traces
+from pyro_vae import distributed, traces
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.importance import ImportanceSampling
 from pyro_vae.estimators.streaming import BLOCK_ROWS
@@ -51,12 +50,15 @@ def _enumerated(pair: Pair, args: tuple[Tensor, ...], latent: list[str], progres
             f"exact() needs a model without continuous latents, this one has {latent}; use "
             "importance_sampling(num_particles=...)"
         )
-    parts = []
-    for block in zip(*(arg.split(BLOCK_ROWS["cpu"]) for arg in args), strict=True):
-        parts.append(latents.log_evidence(block))
+    parts, rows = {}, BLOCK_ROWS["cpu"]
+    for index, start in enumerate(range(0, len(args[0]), rows)):
+        block = tuple(arg[start : start + rows] for arg in args)
+        if distributed.takes(index):
+            parts[start] = {"log_prob": latents.log_evidence(block)}
         progress(len(block[0]))
+    log_prob = distributed.joined(parts, len(args[0]), "cpu")["log_prob"].numpy()
     note = f"the discrete latents {latent} were summed out over {latents.num_states} joint states"
-    return replace(_exact(torch.cat(parts).cpu().numpy()), notes=(note,))
+    return replace(_exact(log_prob), notes=(note,))
 
 
 def _exact(log_prob: np.ndarray) -> Estimate:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pyro_vae import diagnostics, traces
+from pyro_vae import diagnostics, distributed, traces
 from pyro_vae.checks import check_count
 from pyro_vae.estimators.estimate import ARRAYS, Estimate
 from pyro_vae.estimators.proposals import Proposal, with_proposal
@@ -51,14 +50,15 @@ class ImportanceSampling:
 
 def stream(blocks: Blocks, progress: Callable[[int], object], jackknife: bool = False) -> dict[str, Tensor]:
     """The figures of every datum (n,), on the CPU, from all particles of all blocks."""
-    parts = []
-    for start, stop in blocks.data_ranges():
-        accumulator = Accumulator(blocks.num_particles, stop - start, blocks.args[0].device, jackknife)
-        for log_weights in blocks.particles(start, stop):
-            accumulator.update(log_weights)
-        parts.append(accumulator.finish())
+    parts = {}
+    for index, (start, stop) in enumerate(blocks.data_ranges()):
+        if distributed.takes(index):
+            accumulator = Accumulator(blocks.num_particles, stop - start, blocks.args[0].device, jackknife)
+            for log_weights in blocks.particles(start, stop):
+                accumulator.update(log_weights)
+            parts[start] = accumulator.finish()
         progress(stop - start)
-    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    return distributed.joined(parts, blocks.num_rows, "cpu")
 
 
 def _leading_bias(variance: np.ndarray, doubling_bias: float | None) -> float | None:

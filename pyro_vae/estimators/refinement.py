@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyro_vae import traces
+from pyro_vae import distributed, traces
 from pyro_vae.checks import check_count
 from pyro_vae.estimators.drawn import Draw, guide_of
 from pyro_vae.estimators.streaming import BLOCK_ROWS
@@ -44,13 +44,15 @@ class Refined:
         ways = {tiled: Latents(pair, args, tiled) for tiled in (False, True)}
         latents = ways[not traces.broadcasts(pair, args)]
         _check_continuous(latents)
-        parts = []
-        for start, stop in self._chunks(len(args[0]), latents.dim, args[0].device.type):
-            reseed(derived_seed(seed, start), args[0].device)
-            parts.append(self._fit(latents, tuple(arg[start:stop] for arg in args)))
-        loc, scale = (torch.cat(each) for each in zip(*parts, strict=True))
+        parts = {}
+        for index, (start, stop) in enumerate(self._chunks(len(args[0]), latents.dim, args[0].device.type)):
+            if distributed.takes(index):
+                reseed(derived_seed(seed, start), args[0].device)
+                loc, scale = self._fit(latents, tuple(arg[start:stop] for arg in args))
+                parts[start] = {"loc": loc, "scale": scale}
+        fitted = distributed.joined(parts, len(args[0]), args[0].device)
         guide = guide_of(partial(_draw, ways, self.tails))
-        return Pair(_first_arguments(pair.model, len(args)), guide), (*args, loc, scale)
+        return Pair(_first_arguments(pair.model, len(args)), guide), (*args, fitted["loc"], fitted["scale"])
 
     def _chunks(self, num_data: int, dim: int, device: str) -> list[tuple[int, int]]:
         """Ranges of data that are refined together, of a size that does not depend on their number."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae import traces
+from pyro_vae import distributed, traces
 from pyro_vae.checks import check_count
 from pyro_vae.estimators.ais import AnnealedImportanceSampling, Annealer, annealed_importance_sampling, check_chains
 from pyro_vae.estimators.estimate import Certificate, Estimate, Estimator
@@ -63,13 +63,14 @@ class Sandwich:
         """Upper bounds on log p of the simulated data, from their own latents; shape (num_simulated,), nats."""
         annealer = Annealer(self.annealing, pair, simulated, derived_seed(seed, BACKWARD))
         posterior = annealer.latents.pack_one(drawn, len(simulated[0]))
-        parts = []
-        for start, stop in annealer.blocks():
-            reseed(derived_seed(seed, BACKWARD, 0, start), simulated[0].device)
-            weights = annealer.backward(start, stop, posterior[start:stop])
-            check_chains(weights.log_weights, start)
-            parts.append(-weights.log_mean)
-        return torch.cat(parts).cpu().numpy()
+        parts = {}
+        for index, (start, stop) in enumerate(annealer.blocks()):
+            if distributed.takes(index):
+                reseed(derived_seed(seed, BACKWARD, 0, start), simulated[0].device)
+                weights = annealer.backward(start, stop, posterior[start:stop])
+                check_chains(weights.log_weights, start)
+                parts[start] = {"upper": -weights.log_mean}
+        return distributed.joined(parts, len(simulated[0]), "cpu")["upper"].numpy()
 
 
 def sandwich(

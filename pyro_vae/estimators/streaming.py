@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pyro_vae import diagnostics, traces
+from pyro_vae import diagnostics, distributed, traces
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
@@ -38,11 +38,15 @@ class Blocks:
         self.block_particles = min(self.num_particles, rows // 4)
         self.block_data = max(1, rows // self.block_particles)
 
+    @property
+    def num_rows(self) -> int:
+        """How many data there are, each as often as it comes up."""
+        return len(self.args[0] if self.rows is None else self.rows)
+
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Ranges of data, start and stop."""
-        num_data = len(self.args[0] if self.rows is None else self.rows)
-        for start in range(0, num_data, self.block_data):
-            yield start, min(start + self.block_data, num_data)
+        for start in range(0, self.num_rows, self.block_data):
+            yield start, min(start + self.block_data, self.num_rows)
 
     def particles(self, start: int, stop: int) -> Iterator[Tensor]:
         """Log weights (k, stop - start) of the data start..stop, until all particles are spent."""
@@ -92,8 +96,8 @@ class Blocks:
     def notes(self) -> tuple[str, ...]:
         """What happened on the way."""
         tiled = ("the programs ran on tiled data, one row per particle and datum",) if self.tiled else ()
-        shrunk = (f"memory ran out: each block was scored in {self.shrunk} parts",) if self.shrunk > 1 else ()
-        return tiled + shrunk
+        shrunk = distributed.largest(self.shrunk)
+        return tiled + ((f"memory ran out: each block was scored in {shrunk} parts",) if shrunk > 1 else ())
 
 
 def _check_weights(log_weights: Tensor, data: Sequence[int]) -> None:
