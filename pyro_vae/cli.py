@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyro_vae.runs import Run
     from pyro_vae.study import Job
 
-SHARED = ("evaluate",)  # the commands that several processes share
+SHARED = ("train", "evaluate")  # the commands that several processes share
 
 
 class _Commands(click.Group):
@@ -70,19 +70,20 @@ def train_command(
     from pyro_vae import pictures, runs
     from pyro_vae.objectives import SEVERAL
 
-    device = options.prepare(data)
-    settings = {"options": model_options, "guide_options": guide_options, "fit": fit}
-    parsed = {name: options.values(pairs) for name, pairs in settings.items()}
-    config = options.config(data, model=model, guide=guide, **parsed)
-    run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
-    is_elbo = parsed["fit"].get("objective", "elbo") not in SEVERAL
-    bound = "ELBO" if is_elbo else "{objective} bound of {num_particles} particles".format(**parsed["fit"])
-    elbo = "" if history.best_valid_elbo is None else f", validation {bound} {history.best_valid_elbo:.3f} nats"
-    click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
-    if history.status == "interrupted":
-        raise KeyboardInterrupt
-    for path in pictures.plot_run(run):
-        click.echo(f"wrote {path}")
+    with options.together(data):
+        device = options.prepare(data)
+        settings = {"options": model_options, "guide_options": guide_options, "fit": fit}
+        parsed = {name: options.values(pairs) for name, pairs in settings.items()}
+        config = options.config(data, model=model, guide=guide, **parsed)
+        run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
+        is_elbo = parsed["fit"].get("objective", "elbo") not in SEVERAL
+        bound = "ELBO" if is_elbo else "{objective} bound of {num_particles} particles".format(**parsed["fit"])
+        elbo = "" if history.best_valid_elbo is None else f", validation {bound} {history.best_valid_elbo:.3f} nats"
+        click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
+        if history.status == "interrupted":
+            raise KeyboardInterrupt
+        for path in pictures.plot_run(run) if distributed.is_first() else ():
+            click.echo(f"wrote {path}")
 
 
 @main.command("evaluate")

@@ -14,6 +14,7 @@ LONGEST_WAIT = timedelta(hours=1)  # of one process for another that is alive; o
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of torchrun
 
 _place = (0, 1)  # rank and number of processes, inside `processes()`
+_share = 1.0  # what the mean over this process's rows of a batch counts for, inside `part_of()`
 
 
 def launched() -> int:
@@ -87,6 +88,39 @@ def _own_device(device: str | None) -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
+@contextmanager
+def part_of(index: "Tensor") -> "Iterator[Tensor]":
+    """This process's rows of a global batch; inside, `share()` says what the mean over them counts for."""
+    global _share
+    mine, before = index.tensor_split(size())[rank()], _share
+    _share = size() * len(mine) / len(index)
+    try:
+        yield mine if len(mine) else index[:1]  # fewer rows than processes: one that counts for nothing
+    finally:
+        _share = before
+
+
+def share() -> float:
+    """What the mean over this process's rows counts for.
+
+    The shares have the mean 1 over the processes: that of all `share` x mean is the mean over the global batch, however
+    unequal the parts are.
+    """
+    return _share
+
+
+def over_batch(mean_here: "Tensor") -> "Tensor":
+    """A mean over this process's rows as that over the global batch, with the gradient of the former.
+
+    For a loss that is no mean over data but a function of one: with the chain rule, its gradients average to that of
+    the global batch.
+    """
+    if size() == 1:
+        return mean_here
+    here = mean_here.detach()
+    return mean_here + (mean(here * _share) - here)
+
+
 def takes(index: int) -> bool:
     """Whether the piece of work with this number, from 0, is this process's: they are dealt out in turn."""
     return index % size() == rank()
@@ -119,6 +153,26 @@ def joined(
         _add_up(rows.view({1: torch.uint8, 4: torch.int32, 8: torch.int64}[dtype.itemsize]))  # keeps NaN and -0, too
         whole[name] = rows.to(device)
     return whole
+
+
+def mean(values: "Tensor") -> "Tensor":
+    """The mean over the processes."""
+    if size() == 1:
+        return values
+    values = values.clone()
+    _add_up(values)
+    return values / size()
+
+
+def total(value: float) -> float:
+    """The sum over the processes."""
+    if size() == 1:
+        return value
+    import torch
+
+    values = torch.tensor([value], dtype=torch.float64)
+    _add_up(values)
+    return float(values)
 
 
 def largest(value: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import checkpoint, svi, traces
+from pyro_vae import checkpoint, distributed, svi, traces
 from pyro_vae.checks import check_choice
 from pyro_vae.data import Data
 from pyro_vae.estimators.evaluate import pick_device
@@ -93,6 +93,11 @@ def fit(
     if method == "maximum_likelihood":
         if own_way is None:
             raise ValueError(f"{type(model).__name__} has no method maximum_likelihood; fit it with method='svi'")
+        if distributed.size() > 1:
+            raise ValueError(
+                f"the maximum likelihood of {type(model).__name__} is found in one process: start it without torchrun, "
+                "or fit by method='svi'"
+            )
         return _maximum_likelihood(model, own_way, data, pick_device(device), seed, progress, settings, out)
     pair = traces.as_pair(model, guide)
     known = [field.name for field in dataclasses.fields(svi.Settings)]

@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae import traces
+from pyro_vae import distributed, traces
 from pyro_vae.particles import Particles
 from pyro_vae.randomness import own_randomness
 from pyro_vae.traces import Latent, Pair
@@ -196,10 +196,11 @@ class FreeBits:
         """Σ_j max(λ, KL_j) over the groups of one site, nats per datum."""
         posterior, prior = traces.independent_normals(latent.posterior), traces.independent_normals(latent.prior)
         if posterior is None or prior is None or not self.in_order:
-            return latent.log_ratio.mean().neg().clamp(min=self.floor * latent.num_dims)
+            return distributed.over_batch(-latent.log_ratio.mean()).clamp(min=self.floor * latent.num_dims)
         divergence = kl_divergence(posterior, prior)  # (num_particles, n, *event), or (..., rows, *event) if tiled
         rows = divergence if self.particles.tiled else divergence.flatten(0, 1)
-        return rows.mean(-1 - latent.posterior.event_dim).clamp(min=self.floor).sum()
+        mean = rows.mean(-1 - latent.posterior.event_dim)
+        return distributed.over_batch(mean).clamp(min=self.floor).sum()
 
 
 def make_objective(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import checkpoint, plugins, svi, traces
+from pyro_vae import checkpoint, distributed, plugins, svi, traces
 from pyro_vae.configuration import Config, check_settings
 from pyro_vae.data import Data
 from pyro_vae.fitting import fit
@@ -64,9 +64,12 @@ def train(
     model, guide = config.build(data, source)
     if not resume:
         _check_not_its_own(source, out)
-        _clear(out)
-    config.save(out / "config.json")
-    _keep(source, out)
+    distributed.wait()  # until all have seen what is there
+    if distributed.is_first():
+        if not resume:
+            _clear(out)
+        config.save(out / "config.json")
+        _keep(source, out)
     how: dict[str, Any] = {"device": device, "out": out, "resume": resume, "progress": progress}
     cpu = time.process_time()
     history = fit(model, data, guide=guide, seed=config.start_seed, **how, **config.fit)
@@ -78,12 +81,16 @@ def train(
         "best_valid_elbo": history.best_valid_elbo,
         "seconds": history.seconds,
         "cpu_seconds": cpu,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(),  # and seconds, of each process
+        "processes": distributed.size(),
         "num_parameters": sum(p.numel() for p in roots.parameters()),
         "test_sha256": data.test.digest,
         "guide": None if source is None else source.record,
     }
-    (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if distributed.is_first():
+        (out / "fit.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if history.status != "interrupted":
+        distributed.wait()
     return Run(out, config, data, model, guide), history
 
 

@@ -14,11 +14,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import checkpoint, schedules, traces
+from pyro_vae import checkpoint, distributed, schedules, traces
 from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
 from pyro_vae.objectives import Objective, make_objective, particles_as_needed
-from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness
+from pyro_vae.parallel import SharedGradients
+from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness, reseed
 from pyro_vae.settings import Settings, up_to_date
 from pyro_vae.traces import Pair
 
@@ -52,6 +53,7 @@ class Run:
         self.best: dict[str, Any] = {"epoch": 0, "valid_elbo": None, "model": None}
         self.boundary: dict[str, Any] = {}
         self.objective: Objective  # made where the fit starts or goes on, once model and guide are known to agree
+        self.shared: SharedGradients | None = None  # where several processes share the batches
 
     def go(self, resume: bool, progress: bool, initialize: bool | None = None) -> History:
         """All epochs, whatever ends them, and the best parameters at the end.
@@ -65,6 +67,8 @@ class Run:
         store = pyro.get_param_store().scope()  # of its own: there, modules of one class have one name
         with store, noise, _quiet_nan(), particles_as_needed(self.settings.objective, self.pair):
             self._load() if resume else self._start(initialize)
+            if distributed.size() > 1:
+                self.shared = SharedGradients(self.objective, self.pair, self.module)
             try:
                 status = self._epochs(progress)
             except KeyboardInterrupt:
@@ -125,12 +129,15 @@ class Run:
 
     def _train_epoch(self, bar: Any) -> float:
         """One pass over a permutation of the training data; the mean ELBO, nats per datum."""
+        if distributed.size() > 1:  # permutation and bits are the same in every process, the noise is not
+            reseed(derived_seed(self.settings.seed, NOISE, self.epoch, distributed.rank()), self.device)
         batch = self.data.epoch(self.generator)
         order = torch.randperm(len(batch), generator=self.generator, device=self.device)
         self.module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for index in order.split(self.settings.batch_size):
-            total += self._train_step(self._rows(batch, index)) * len(index)
+            with distributed.part_of(index) as mine:
+                total += self._train_step(self._rows(batch, mine)) * len(index)
             bar.update(len(index))
         return -float(total) / len(batch)
 
@@ -140,17 +147,25 @@ class Run:
 
     def _train_step(self, args: tuple[Tensor, ...]) -> Tensor:
         self.step += 1
-        loss = self.objective.loss(self.pair, args, self._kl_weight(self.step))
+        weight = self._kl_weight(self.step)
+        loss = self._gradients(args, weight) if self.shared is None else self.shared(args, weight)
         if not bool(loss.isfinite()):
-            raise NonFiniteLoss(self._complaint(float(loss.detach()), args))
-        self.optimizer.zero_grad()
-        loss.backward()
+            raise NonFiniteLoss(self._complaint(float(loss), args))
         self.optimizer.step()
         self.scheduler.step()
+        return loss
+
+    def _gradients(self, args: tuple[Tensor, ...], weight: float) -> Tensor:
+        """The loss, its gradients left in the parameters."""
+        loss = self.objective.loss(self.pair, args, weight)
+        self.optimizer.zero_grad()
+        loss.backward()
         return loss.detach()
 
     def _complaint(self, loss: float, args: tuple[Tensor, ...]) -> str:
         site = traces.nonfinite_site(self.pair, args) or "no single site (their sum overflowed)"
+        if distributed.size() > 1:
+            site += f", by the data of process {distributed.rank()}"
         where = f"step {self.step} (epoch {self.epoch + 1})"
         return f"loss is {loss} at {where}; not finite: {site}; a smaller learning_rate may help"
 
@@ -163,14 +178,18 @@ class Run:
         self.module.eval()
         total, block = 0.0, max(1, VALID_ROWS // self.settings.num_particles)
         with own_randomness(derived_seed(self.settings.seed, VALIDATION), self.device):
-            for rows in zip(*(arg.split(block) for arg in self.data.valid.arguments), strict=True):
-                rows = tuple(row.to(self.device) for row in rows)
+            for index, start in enumerate(range(0, len(self.data.valid), block)):
+                if not distributed.takes(index):
+                    continue
+                if distributed.size() > 1:  # one stream of noise cannot be shared
+                    reseed(derived_seed(self.settings.seed, VALIDATION, index), self.device)
+                rows = tuple(arg[start : start + block].to(self.device) for arg in self.data.valid.arguments)
                 total += self.objective.bound(self.pair, rows)
                 if math.isnan(total):
                     site = traces.nonfinite_site(self.pair, rows) or "no single site"
                     where = f"after step {self.step} (epoch {self.epoch})"
                     raise NonFiniteLoss(f"validation ELBO is nan {where}; not finite: {site}")
-        return total / len(self.data.valid)
+        return distributed.total(total) / len(self.data.valid)
 
     def _record(self, train_elbo: float, started: float) -> None:
         """A row of the history; a loss with a KL weight other than 1, or with free bits, is no ELBO and is left out."""
@@ -209,6 +228,8 @@ class Run:
         """Save the last whole epoch, and leave the model with its best parameters."""
         if self.out is not None:
             self._save(self.out)
+        if status not in ("interrupted", "stopped"):  # else the others may be elsewhere
+            distributed.wait()
         if self.best["model"] is not None:
             self.module.load_state_dict(self.best["model"])
         if self.step > 0:
@@ -234,9 +255,11 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must have been made with, for a run to go on from it."""
-        return {**asdict(self.settings), **self.digests}
+        return {**asdict(self.settings), **self.digests, "processes": distributed.size()}
 
     def _save(self, out: Path) -> None:
+        if not distributed.is_first():
+            return
         best = self.best["model"] or self.boundary["last"]
         parts = {name: on_cpu(_part(best, i)) for i, name in enumerate(("model", "guide"))}
         checkpoint.save(out / "checkpoint.pt", {**parts, "settings": self._identity(), **self.boundary})
@@ -247,7 +270,8 @@ class Run:
         if self.out is None:
             raise ValueError("resume needs the directory of the run in `out`")
         state = checkpoint.load(self.out / "checkpoint.pt")
-        _check_same_settings(up_to_date(state.get("settings", {})), self._identity(), self.out)
+        saved = {"processes": 1, **up_to_date(state.get("settings", {}))}
+        _check_same_settings(saved, self._identity(), self.out)
         self.module.load_state_dict(state["last"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -301,7 +325,8 @@ def _check_same_settings(saved: dict[str, Any], asked: dict[str, Any], out: Path
 def _bar(total: int, done: int, show: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, unit="img", unit_scale=True, disable=not show, mininterval=1.0) as bar:
+    hidden = not (show and distributed.is_first())
+    with tqdm(total=total, initial=done, unit="img", unit_scale=True, disable=hidden, mininterval=1.0) as bar:
         yield bar
 
 

@@ -19,6 +19,11 @@ def call(*args, code=0):
     return outcome.output
 
 
+def train_words(images, out, *options):
+    """The command that fits a tiny model to the images."""
+    return "train", "--data", images, "--out", out, *SMALL_NET, *FEW_EPOCHS, "--quiet", *options
+
+
 def trained(images, out, *options):
     """Fit a tiny model to the images."""
-    return call("train", "--data", images, "--out", out, *SMALL_NET, *FEW_EPOCHS, "--quiet", *options)
+    return call(*train_words(images, out, *options))

@@ -1,5 +1,6 @@
 """Two processes that torchrun starts give what one process gives, and end with an error when one of them is gone."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,18 +10,20 @@ import numpy as np
 import pytest
 import together
 import torch
-from commands import call
+from commands import call, train_words, trained
+from helpers import same
 
+from pyro_vae import checkpoint
 from pyro_vae.estimators.result import ARRAYS, LogLikelihood
 
 HERE = Path(__file__).parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
 
 
-def torchrun(*args, code=0):
+def torchrun(*args, code=0, **variables):
     """What two processes print; their launcher must end with `code`."""
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [*TORCHRUN, *map(str, args)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
@@ -37,11 +40,26 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def folder(vae_run, tmp_path_factory):
-    """What two processes leave behind."""
+def killed(tiny, tmp_path_factory):
+    """The folder of a fit whose second process was killed, and what was printed."""
     folder = tmp_path_factory.mktemp("together")
-    torchrun(HERE / "together.py", folder, vae_run)
-    return folder
+    command = train_words(tiny, folder / "killed", *together.FRAGILE)
+    return folder, torchrun("-m", "pyro_vae", *command, code=1, FRAGILE="1")
+
+
+@pytest.fixture(scope="module")
+def folder(killed, tiny, vae_run):
+    """What two processes leave behind: all of `together`, the rest of the fit that was killed among it."""
+    torchrun(HERE / "together.py", killed[0], vae_run, tiny)
+    return killed[0]
+
+
+def test_a_process_that_is_killed_ends_the_job_with_an_error(killed):
+    folder, printed = killed
+    assert "SIGKILL" in printed  # or -9, as torchrun says
+    epochs = len(checkpoint.load(folder / "killed" / "checkpoint.pt")["rows"])
+    assert 1 <= epochs < 10
+    assert not (folder / "killed" / "fit.json").exists()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -61,5 +79,39 @@ def test_the_command_line_writes_once_what_one_process_writes(folder, vae_run, t
     assert (one.digest, one.notes) == (two.digest, two.notes)
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
-    assert "wrote" in (folder / "printed_0.txt").read_text()
+    printed = (folder / "printed_0.txt").read_text()
+    assert "wrote" in printed
+    assert "vae: finished after 10 epochs" in printed
     assert (folder / "printed_1.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_gradients_and_parameters_are_those_of_one_process_with_the_same_global_batch(folder, rank):
+    expected = {**together.fits(), **together.averages()}
+    with np.load(folder / f"fits_{rank}.npz") as file:
+        found = dict(file)
+    assert found.keys() == expected.keys()
+    assert len(found) == 3 * (len(together.OBJECTIVES) + 1) + 1
+    for name, values in expected.items():  # sums in another order, float64
+        np.testing.assert_allclose(found[name], values, rtol=1e-11, atol=1e-12, err_msg=name)
+
+
+def test_the_fit_that_was_killed_goes_on_to_the_digits_of_the_one_that_was_not(folder):
+    states = [checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "killed")]
+    whole, killed = ({**state, "rows": [{**row, "seconds": 0} for row in state["rows"]]} for state in states)
+    assert whole["rows"] == killed["rows"]
+    assert same(whole["model"], killed["model"])
+    assert same(whole["last"], killed["last"])
+    assert json.loads((folder / "killed" / "fit.json").read_text())["processes"] == 2
+
+
+def test_a_fit_goes_on_with_as_many_processes_as_it_began_with(folder, tiny):
+    with pytest.raises(AssertionError, match="processes was 2, now 1"):
+        trained(tiny, folder / "whole", *together.FRAGILE, "--resume")
+
+
+def test_what_cannot_be_shared_is_refused(folder):
+    for rank in (0, 1):
+        text = (folder / f"refused_{rank}.txt").read_text()
+        assert "sample runs in one process: start it without torchrun" in text
+        assert "maximum likelihood of GaussianMixture is found in one process" in text

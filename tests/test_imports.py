@@ -33,7 +33,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"normalisation", "pair_checks", "pair_runs", "testing"},
     {"history", "particles", "objectives", "settings", "schedules"},
     {"rows", "pairs", "tables"},
-    {"svi", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
+    {"svi", "parallel", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
     {"usage"},
     {"plots", "plot_bounds", "plot_latents", "arviz", "plugins", "configuration", "runs"},
     {"study", "pictures", "scoring"},
