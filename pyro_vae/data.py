@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.datasets import read, split
+from pyro_vae.mapped import Mapped, blocks, uniforms
 from pyro_vae.sources import Part, Source, require
 from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real, Space
 
@@ -25,7 +26,7 @@ class Batch:
     """Observations, what they are conditioned on, and their labels.
 
     Args:
-        obs: observations, shape (n, *space.shape), float32.
+        obs: observations, shape (n, *space.shape), float32; a tensor, or `Mapped`, whose rows lie on disk.
         context: what is given, shape (n, context.num_dims), or None.
         labels: class labels (n,), long, or None; for pictures and for `Data.given`, never scored.
         space: where the observations live, or None if unknown.
@@ -37,7 +38,7 @@ class Batch:
     space: Space | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.obs, Tensor):
+        if not isinstance(self.obs, Tensor | Mapped):
             raise ValueError(f"obs must be a torch tensor, got {type(self.obs).__name__}")
         if self.obs.ndim == 0:
             raise ValueError("obs must have shape (batch, ...), got ()")
@@ -68,8 +69,8 @@ class Batch:
         for name, values in (("obs", self.obs), ("context", self.context)):
             if values is not None:
                 sha.update(f"{name} {tuple(values.shape)}\n".encode())
-                for chunk in values.detach().split(4096):
-                    canonical = chunk.cpu().double() + 0.0  # -0 is 0
+                for _, chunk in blocks(values):
+                    canonical = chunk.detach().cpu().double() + 0.0  # -0 is 0
                     sha.update(canonical.numpy().astype("<f8", order="C", copy=False).data)
         return sha.hexdigest()
 
@@ -78,7 +79,7 @@ class Batch:
         return Batch(self.obs.to(device), _to(self.context, device), _to(self.labels, device), self.space)
 
     def subset(self, num: int, seed: int = 0) -> "Batch":
-        """`num` data drawn at random without replacement, in their present order.
+        """`num` data drawn at random without replacement, in their present order and in memory.
 
         Never the first `num`: files may be sorted by class.
 
@@ -174,7 +175,10 @@ def load_data(
     upright), "omniglot" (28x28, ink is 1; no test character occurs in training), "usps", "svhn", "cifar10".
     Paths: an .npz file with arrays train, test and perhaps valid (and train_labels, ...) or with one array
     (and labels), of shape (n, h, w), (n, c, h, w), or (n, h, w, c) with c = 1 or 3; or a folder of images of
-    one size and mode, or of one such folder per label.
+    one size and mode, or of one such folder per label. For data larger than memory, a folder with these arrays
+    as .npy files (train.npy, ..., what an .npz holds when it is unpacked) or one .npy file: images stay on disk,
+    and rows become float32 when a batch needs them. What is drawn for a pixel is then a hash of seed, image and
+    place: other bits than those of the same arrays in an .npz file, of the same law.
 
     Splits of the source are kept. MNIST, Fashion-MNIST and KMNIST give their last 10,000 training images to
     validation. Else `seed` draws what is missing: a tenth of the training images for validation; of a source
@@ -223,13 +227,11 @@ def _check_choice(what: str, got: str | None, choices: tuple[str | None, ...]) -
 def _space(source: Source, kind: SpaceName) -> Space:
     """The space asked for, once the stored values are known to have a meaning there."""
     for part in source.parts.values() if source.levels is None else ():
-        images = part.images
         if kind == "binary":
-            is_probability = (images >= 0) & (images <= 1)
-            require(part.what, images, is_probability, "probabilities in [0, 1]")
+            require(part.what, part.images, lambda x: (x >= 0) & (x <= 1), "probabilities in [0, 1]")
         if kind == "quantized":
-            is_level = (images >= 0) & (images < FLOAT_LEVELS) & (images == images.round())
-            require(part.what, images, is_level, f"whole numbers from 0 to {FLOAT_LEVELS - 1}")
+            expected = f"whole numbers from 0 to {FLOAT_LEVELS - 1}"
+            require(part.what, part.images, lambda x: (x >= 0) & (x < FLOAT_LEVELS) & (x == x.round()), expected)
     if kind == "binary":
         return Binary(source.shape)
     if kind == "quantized":
@@ -243,7 +245,7 @@ def _generator(seed: int, stream: int) -> torch.Generator:
 
 
 def _batch(part: Part, space: Space, levels: int | None, generator: torch.Generator) -> Batch:
-    if isinstance(space, Binary):
+    if isinstance(space, Binary) and not (part.is_mapped and levels == 2):
         obs = _draw_bits(_intensity(part, levels), generator)  # bits stay: their probability is 0 or 1
     elif isinstance(space, Real) and levels is not None:
         obs = _dequantize(_values(part), levels, generator)
@@ -254,24 +256,44 @@ def _batch(part: Part, space: Space, levels: int | None, generator: torch.Genera
 
 
 def _values(part: Part) -> Tensor:
+    if part.is_mapped:
+        rows = range(len(part.images)) if part.rows is None else part.rows
+        return cast(Tensor, Mapped(part.images, rows))  # whoever indexes it gets tensors
     return torch.from_numpy(np.array(part.images, dtype=np.float32, order="C"))
 
 
 def _intensity(part: Part, levels: int | None) -> Tensor:
     """P(pixel = 1): grey levels as fractions of the brightest, or the probabilities that the part holds."""
-    return _values(part) if levels is None else _values(part).div_(levels - 1)
+    values = _values(part)
+    if isinstance(values, Mapped):
+        return values if levels is None else values.then(lambda x, rows: x.div_(levels - 1))
+    return values if levels is None else values.div_(levels - 1)
 
 
 def _draw_bits(intensity: Tensor, generator: torch.Generator) -> Tensor:
+    if isinstance(intensity, Mapped):
+        seed = _seed(generator)
+        return intensity.then(lambda p, rows: uniforms(seed, rows, p[0].numel()).view_as(p).lt_(p))
     uniform = torch.rand(intensity.shape, generator=generator, device=generator.device)
     return uniform.to(intensity.device).lt_(intensity)  # in place: 1.0 where u < p
 
 
 def _dequantize(values: Tensor, levels: int, generator: torch.Generator) -> Tensor:
     """(x + u) / levels; u is the middle of a random cell of [0, 1), so that floor(y * levels) is x."""
-    uniform = torch.rand(values.shape, generator=generator)
+    if isinstance(values, Mapped):
+        seed = _seed(generator)
+        return values.then(lambda x, rows: _between(x, uniforms(seed, rows, x[0].numel()).view_as(x), levels))
+    return _between(values, torch.rand(values.shape, generator=generator), levels)
+
+
+def _between(values: Tensor, uniform: Tensor, levels: int) -> Tensor:
     noise = uniform.mul_(NOISE_CELLS).floor_().add_(0.5).div_(NOISE_CELLS)
     return noise.add_(values).div_(levels)
+
+
+def _seed(generator: torch.Generator) -> int:
+    """A seed for the draws of all images on disk, wherever they will be made."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
 def _given_label(data: Data) -> Data:
@@ -299,6 +321,9 @@ def _given_quadrants(data: Data, num: int) -> Data:
 
 def _hide(batch: Batch, context: Quadrants, space: Space) -> Batch:
     """Whole images as given pixels (context) and missing ones (obs)."""
+    if isinstance(batch.obs, Mapped):
+        given = batch.obs.then(lambda images, rows: space.to_unit(context.split(images)[0]))
+        return Batch(batch.obs.then(lambda images, rows: context.split(images)[1]), given, batch.labels, space)
     given, missing = context.split(batch.obs)
     return Batch(missing, space.to_unit(given), batch.labels, space)
 

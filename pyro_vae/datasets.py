@@ -37,7 +37,7 @@ def read(name: str | Path, root: str | Path | None = None) -> Source:
     """The data set called `name`, or the one at the path `name`.
 
     Args:
-        name: one of `NAMES`, an .npz file or a folder of images. "mnist" is the name, "./mnist" a path.
+        name: one of `NAMES`, or the path of a file or folder. "mnist" is the name, "./mnist" a path.
         root: folder of the torchvision sets, "data" if None; they are downloaded into it where missing.
 
     Raises:

@@ -38,7 +38,7 @@ machine = stacked(
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )
 data_options = stacked(
-    click.option("--data", default="digits", help="Name (digits, mnist, ...), .npz file or folder of images."),
+    click.option("--data", default="digits", help="Name (digits, mnist, ...), .npz or .npy file, or a folder."),
     click.option("--root", default=None, help="Where torchvision's files lie or go; 'data' if not given."),
     click.option("--space", type=click.Choice(["binary", "quantized", "real"]), help="Instead of the default."),
     click.option("--binarization", type=click.Choice(["dynamic", "static"]), default="dynamic"),

@@ -1,4 +1,4 @@
-"""Images and labels as stored, and how they are read from an .npz file or a folder of images."""
+"""Images and labels as stored, and how they are read: .npz and .npy files, folders of images."""
 
 import zipfile
 import zlib
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.mapped import blocks, open_arrays
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -22,17 +24,28 @@ class Part:
 
     Args:
         what: what an error message calls the images.
-        images: any integer, bool or float array.
+        images: any integer, bool or float array; a memory-mapped one stays on disk.
         labels: whole numbers from 0, or None.
+        rows: of a mapped array, those that the part consists of; all if None.
     """
 
     what: str
     images: np.ndarray
     labels: np.ndarray | None = None
+    rows: np.ndarray | None = None
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the images lie on disk."""
+        return isinstance(self.images, np.memmap)
 
     def take(self, index: np.ndarray | slice) -> "Part":
         """The images and labels at `index`."""
-        return Part(self.what, self.images[index], None if self.labels is None else self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        if self.is_mapped:
+            rows = np.arange(len(self.images)) if self.rows is None else self.rows
+            return Part(self.what, self.images, labels, rows[index])
+        return Part(self.what, self.images[index], labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +72,9 @@ class Source:
 
 
 def read_path(path: Path) -> Source:
-    """The data set in an .npz file or a folder of images; a ValueError names what is wrong and where."""
+    """The data set in an .npz or .npy file or in a folder; a ValueError names what is wrong and where."""
+    if path.suffix == ".npy" or (path.is_dir() and any(path.glob("*.npy"))):
+        return _source(path, open_arrays(path))
     return _folder(path) if path.is_dir() else _npz(path)
 
 
@@ -71,22 +86,32 @@ def read_whole(path: Path) -> tuple[Part, int | None]:
     return source.parts["all"], source.levels
 
 
-def require(what: str, values: np.ndarray, good: np.ndarray, expected: str) -> None:
-    """Raise a ValueError that names the first datum and value where `good` (like `values`) is False."""
-    if not good.all():
-        index = int(good.reshape(len(good), -1).all(1).argmin())
-        value = values[index][~good[index]].flat[0]
-        raise ValueError(f"{what} must hold {expected}, but datum {index} holds {value:g}")
+def require(what: str, values: np.ndarray, is_good: "Callable[[np.ndarray], np.ndarray]", expected: str) -> None:
+    """Raise a ValueError that names the first datum and value that `is_good` is False for, block by block."""
+    for start, block in blocks(values):
+        good = is_good(block)
+        if not good.all():
+            index = int(good.reshape(len(good), -1).all(1).argmin())
+            value = block[index][~good[index]].flat[0]
+            raise ValueError(f"{what} must hold {expected}, but datum {start + index} holds {value:g}")
 
 
-# .npz files
+def holds(parts: "Sequence[Part]", is_good: "Callable[[np.ndarray], np.ndarray]") -> bool:
+    """Whether it is True for all values of all parts."""
+    return all(bool(is_good(block).all()) for part in parts for _, block in blocks(part.images))
+
+
+# arrays by name
 
 
 def _npz(path: Path) -> Source:
-    """Arrays train, (valid,) test with labels train_labels, ...; or one array with `labels`."""
     if path.suffix != ".npz":
-        raise ValueError(f"{path} must be an .npz file or a folder of images")
-    arrays = _npz_arrays(path)
+        raise ValueError(f"{path} must be an .npz or .npy file or a folder of images")
+    return _source(path, _npz_arrays(path))
+
+
+def _source(path: Path, arrays: dict[str, np.ndarray]) -> Source:
+    """Arrays train, (valid,) test with labels train_labels, ...; or one array with `labels`."""
     if "train" in arrays or "test" in arrays:
         names = _split_names(path, arrays)
         parts = {name: _part(path, arrays, name, f"{name}_labels") for name in names}
@@ -94,7 +119,7 @@ def _npz(path: Path) -> Source:
         parts = {"all": _part(path, arrays, _only_name(path, arrays), "labels")}
     _check_alike(list(parts.values()))
     levels, default = _meaning(list(parts.values()))
-    return Source(path.stem, parts, levels, default)
+    return Source(path.resolve().name if path.is_dir() else path.stem, parts, levels, default)
 
 
 def _npy(path: Path) -> Source:
@@ -173,7 +198,7 @@ def _labels(what: str, labels: np.ndarray, num_images: int) -> np.ndarray:
         raise ValueError(f"{what} must have shape ({num_images},), got {labels.shape}")
     if labels.dtype.kind not in "ui":
         raise ValueError(f"{what} must hold whole numbers, got dtype {labels.dtype}")
-    require(what, labels, labels >= 0, "whole numbers from 0")
+    require(what, labels, lambda block: block >= 0, "whole numbers from 0")
     return labels.astype(np.int64)
 
 
@@ -196,18 +221,15 @@ def _check_alike(parts: "Sequence[Part]") -> None:
 
 def _meaning(parts: "Sequence[Part]") -> tuple[int | None, str]:
     """Levels and default space of images of unknown origin: bits, whole numbers 0..255, or real numbers."""
-    is_real = parts[0].images.dtype.kind == "f"
-    for part in parts if is_real else ():
-        is_finite = abs(part.images) <= np.finfo(np.float32).max  # False for NaN
-        require(part.what, part.images, is_finite, "finite numbers within float32")
-    if all(bool(((part.images == 0) | (part.images == 1)).all()) for part in parts):
+    dtype, largest = parts[0].images.dtype, np.finfo(np.float32).max
+    for part in parts if dtype.kind == "f" else ():
+        require(part.what, part.images, lambda x: abs(x) <= largest, "finite numbers within float32")  # no NaN either
+    if holds(parts, lambda x: (x == 0) | (x == 1)):
         return 2, "binary"
-    if is_real:
-        is_whole = all(bool((part.images == part.images.round()).all()) for part in parts)
-        return None, "unclear" if is_whole else "real"
-    for part in parts:
-        is_byte = (part.images >= 0) & (part.images <= 255)
-        require(part.what, part.images, is_byte, "whole numbers from 0 to 255")
+    if dtype.kind == "f":
+        return None, "unclear" if holds(parts, lambda x: x == x.round()) else "real"
+    for part in parts if dtype != np.uint8 else ():
+        require(part.what, part.images, lambda x: (x >= 0) & (x <= 255), "whole numbers from 0 to 255")
     return 256, "quantized"
 
 

@@ -70,15 +70,19 @@ class Space(ABC):
             raise ValueError(f"{what} must hold at least one observation, got an empty array")
         if not obs.is_floating_point():
             raise ValueError(f"{what} must be a floating point tensor, got {obs.dtype}")
+        for start in range(0, len(obs), CHECK_ROWS):
+            self._check_values(obs[start : start + CHECK_ROWS], what, start)
+
+    def _check_values(self, obs: "Tensor", what: str, start: int) -> None:
         finite = obs.isfinite()
         if not bool(finite.all()):
-            index = int((~finite).flatten(1).any(1).nonzero()[0])
+            index = start + int((~finite).flatten(1).any(1).nonzero()[0])
             raise ValueError(f"{what} must be finite, but datum {index} holds NaN or an infinity")
         outside = self._outside(obs)
         if bool(outside.any()):
             index = int(outside.flatten(1).any(1).nonzero()[0])
             value = float(obs[index][outside[index]].flatten()[0])
-            raise ValueError(f"{what} must hold {self._values()} for {self}, but datum {index} holds {value:g}")
+            raise ValueError(f"{what} must hold {self._values()} for {self}, but datum {start + index} holds {value:g}")
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,7 @@ class Real(Space):
         return "Real" if self.levels is None else f"Real(from {self.levels} levels)"
 
 
+CHECK_ROWS = 4096  # observations looked at together: all of them may be more than fit into memory
 MIN_SCALE = 1e-3  # keeps a density finite on pixels that never vary; in units of the (half) range
 
 

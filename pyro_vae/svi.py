@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_vae import checkpoint, distributed, schedules, traces
 from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
+from pyro_vae.mapped import Mapped
 from pyro_vae.objectives import Objective, make_objective, particles_as_needed
 from pyro_vae.parallel import SharedGradients
 from pyro_vae.randomness import NOISE, SHUFFLE, VALIDATION, derived_seed, own_randomness, reseed
@@ -25,6 +26,7 @@ from pyro_vae.traces import Pair
 
 VALID_ROWS = 2000  # particles and data per block of the validation ELBO
 FITTED = "_comes_out_of_a_fit"  # an attribute of a module, no part of its state
+START_ROWS = 10_000  # of the data on disk that a model starts from
 SAVE_SECONDS = 10.0  # a checkpoint at most this often, and always at the end
 
 
@@ -82,7 +84,7 @@ class Run:
         for module in self.module:
             own: Any = getattr(module, "initialize", None)
             if own is not None and (not was_fitted(module) if initialize is None else initialize):
-                own(self.data.train.obs.to(self.device))
+                own(_start_from(self.data.train, self.settings.seed).to(self.device))
         few = self._few()
         traces.matching_sites(self.pair, few)
         self._check_parameters(few)
@@ -283,6 +285,11 @@ class Run:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.boundary = self._snapshot()
+
+
+def _start_from(train: Batch, seed: int) -> Tensor:
+    """The training data; of those on disk a random part, in memory."""
+    return train.subset(min(len(train), START_ROWS), seed).obs if isinstance(train.obs, Mapped) else train.obs
 
 
 def _resident(data: Data, device: torch.device) -> Data:

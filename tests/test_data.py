@@ -430,7 +430,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("set.csv", b"1,2", r"set.csv must be an .npz file or a folder of images"),
+        ("set.csv", b"1,2", r"set.csv must be an .npz or .npy file or a folder of images"),
         ("set.npz", np.random.default_rng(0).bytes(500), "set.npz must be an .npz archive .* no zip archive"),
         ("set.npz", b"", "set.npz must be an .npz archive .* no zip archive"),
         ("set.npz", b"PK\x03\x04" + bytes(100), "set.npz must be an .npz archive .* no zip archive"),

@@ -14,6 +14,7 @@ from pyro_vae.estimators.ais import AnnealedImportanceSampling, annealed_importa
 from pyro_vae.estimators.estimate import Estimate, Estimator, flags
 from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
 from pyro_vae.estimators.proposals import Proposal, refined
+from pyro_vae.mapped import Mapped
 from pyro_vae.randomness import derived_seed
 from pyro_vae.traces import Pair
 
@@ -76,7 +77,8 @@ class Router:
 
 
 def _rows(args: tuple[Tensor, ...], rows: np.ndarray) -> tuple[Tensor, ...]:
-    return tuple(arg[torch.from_numpy(rows).to(arg.device)] for arg in args)
+    index = torch.from_numpy(rows)
+    return tuple(arg.take(index) if isinstance(arg, Mapped) else arg[index.to(arg.device)] for arg in args)
 
 
 def is_hard(estimate: Estimate) -> np.ndarray:

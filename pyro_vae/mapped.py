@@ -1,0 +1,122 @@
+"""Images that stay on disk: memory-mapped .npy arrays, whose rows become tensors when they are asked for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 4096  # looked at together where all rows have to be seen
+STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
+
+Step = Callable[[Tensor, np.ndarray], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """Rows of an array on disk, in the place of a float32 tensor: indexing reads, converts and draws those asked for.
+
+    Args:
+        array: as stored, (rows on disk, ...).
+        rows: which of them, in this order.
+        steps: what is done with values read, float32 (k, ...), given the numbers (k,) of their rows on disk.
+        device: where the values go.
+        dtype: what they are there.
+    """
+
+    array: np.ndarray
+    rows: range | np.ndarray
+    steps: tuple[Step, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        if isinstance(index, int):
+            return self[index : index + 1][0]
+        part = self.take(index)
+        at: Any = slice(part.rows.start, part.rows.stop) if isinstance(part.rows, range) else part.rows
+        values = torch.from_numpy(np.array(self.array[at], dtype=np.float32, order="C"))
+        for step in self.steps:
+            values = step(values, np.asarray(part.rows))
+        return values.to(self.device, self.dtype)
+
+    def take(self, index: slice | Tensor) -> "Mapped":
+        """Some of the rows, still on disk: a slice without a step, or those of a tensor of numbers (k,)."""
+        if isinstance(index, slice):
+            return replace(self, rows=self.rows[index])
+        numbers = index.cpu().numpy()
+        return replace(self, rows=numbers + self.rows.start if isinstance(self.rows, range) else self.rows[numbers])
+
+    def then(self, step: Step) -> "Mapped":
+        """The same rows, with one thing more done to them."""
+        return replace(self, steps=(*self.steps, step))
+
+    def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> "Mapped":
+        """The same rows for another device, where they go when they are read."""
+        return replace(self, device=torch.device(device or self.device), dtype=dtype or self.dtype)
+
+    @cached_property
+    def shape(self) -> torch.Size:
+        """As of the tensor of all rows."""
+        return torch.Size((len(self), *self[:1].shape[1:]))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def is_floating_point(self) -> bool:
+        """Whatever is stored, the values asked for are."""
+        return self.dtype.is_floating_point
+
+
+def blocks(rows: Any) -> Iterator[tuple[int, Any]]:
+    """Rows of an array, a tensor or `Mapped` in turn, each block with the number of its first row."""
+    for start in range(0, len(rows), BLOCK_ROWS):
+        yield start, rows[start : start + BLOCK_ROWS]
+
+
+def uniforms(seed: int, rows: np.ndarray, num: int) -> Tensor:
+    """Uniform numbers in [0, 1), shape (len(rows), num), of which each row has its own.
+
+    They are hashes of (seed, row, place), 24 bits each: it does not matter who asks for them, and in what order.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014 (OOPSLA), as SplitMix64.
+    """
+    step, first, second = (np.uint64(number) for number in STEPS)
+    places = rows.astype(np.uint64)[:, None] * np.uint64(num) + np.arange(1, num + 1, dtype=np.uint64)
+    state: Any = places * step + np.uint64(seed)
+    state = (state ^ (state >> np.uint64(30))) * first
+    state = (state ^ (state >> np.uint64(27))) * second
+    state ^= state >> np.uint64(31)
+    return torch.from_numpy((state >> np.uint64(40)).astype(np.float32)).mul_(2.0**-24)
+
+
+def open_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The .npy files of a folder by name, or one, mapped into memory and not read."""
+    if path.is_file():
+        return {path.stem: _open(path)}
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    others = [entry.name for entry in entries if entry.suffix != ".npy"]
+    if others:
+        raise ValueError(f"{path} must hold .npy files only, found {others[0]}")
+    return {entry.stem: _open(entry) for entry in entries}
+
+
+def _open(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} must be a plain array of numbers: {error}") from error
+    if not isinstance(array, np.memmap):
+        raise ValueError(f"{path} must be a single array, found an archive")
+    if array.ndim > 1 and not array.flags.c_contiguous:
+        raise ValueError(f"{path} must be stored row by row (C order), found Fortran order: each image lies scattered")
+    return array
