@@ -1,8 +1,14 @@
-"""What an argument must be: a choice, a whole number, a finite number; an error names it, and what it may be and is."""
+"""What an argument must be: a choice, a whole number, a finite number; an error names it, and what it may be and is.
+
+And how rows are gone through that are all to be checked.
+"""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from numbers import Integral, Real
+from typing import Any
+
+BLOCK_ROWS = 256
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
@@ -23,3 +29,12 @@ def check_number(name: str, value: object, above: float | None = None) -> None:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     if above is not None and not float(value) > above:
         raise ValueError(f"{name} must be greater than {above:g}, got {value!r}")
+
+
+def blocks(rows: Any) -> Iterator[tuple[int, Any]]:
+    """Rows of an array, a tensor or `Mapped` in turn, each block with the number of its first row.
+
+    For what has to see all of them, which may be more than fit into memory.
+    """
+    for start in range(0, len(rows), BLOCK_ROWS):
+        yield start, rows[start : start + BLOCK_ROWS]

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.checks import blocks
 from pyro_vae.datasets import read, split
-from pyro_vae.mapped import Mapped, blocks, uniforms
+from pyro_vae.mapped import Mapped, uniforms
 from pyro_vae.sources import Part, Source, require
 from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real, Space
 

@@ -1,6 +1,6 @@
 """Images that stay on disk: memory-mapped .npy arrays, whose rows become tensors when they are asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 4096  # looked at together where all rows have to be seen
 STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 
 Step = Callable[[Tensor, np.ndarray], Tensor]
@@ -75,12 +74,6 @@ class Mapped:
     def is_floating_point(self) -> bool:
         """Whatever is stored, the values asked for are."""
         return self.dtype.is_floating_point
-
-
-def blocks(rows: Any) -> Iterator[tuple[int, Any]]:
-    """Rows of an array, a tensor or `Mapped` in turn, each block with the number of its first row."""
-    for start in range(0, len(rows), BLOCK_ROWS):
-        yield start, rows[start : start + BLOCK_ROWS]
 
 
 def uniforms(seed: int, rows: np.ndarray, num: int) -> Tensor:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.mapped import blocks, open_arrays
+from pyro_vae.checks import blocks
+from pyro_vae.mapped import open_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

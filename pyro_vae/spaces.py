@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from pyro_vae.checks import blocks
+
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
     from torch import Tensor
@@ -70,8 +72,8 @@ class Space(ABC):
             raise ValueError(f"{what} must hold at least one observation, got an empty array")
         if not obs.is_floating_point():
             raise ValueError(f"{what} must be a floating point tensor, got {obs.dtype}")
-        for start in range(0, len(obs), CHECK_ROWS):
-            self._check_values(obs[start : start + CHECK_ROWS], what, start)
+        for start, block in blocks(obs):
+            self._check_values(block, what, start)
 
     def _check_values(self, obs: "Tensor", what: str, start: int) -> None:
         finite = obs.isfinite()
@@ -216,7 +218,6 @@ class Real(Space):
         return "Real" if self.levels is None else f"Real(from {self.levels} levels)"
 
 
-CHECK_ROWS = 4096  # observations looked at together: all of them may be more than fit into memory
 MIN_SCALE = 1e-3  # keeps a density finite on pixels that never vary; in units of the (half) range
 
 

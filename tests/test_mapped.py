@@ -8,7 +8,7 @@ import torch
 from commands import call, train_words
 from helpers import same
 
-from pyro_vae import checkpoint, mapped
+from pyro_vae import checkpoint, checks
 from pyro_vae.data import Batch, load_data
 from pyro_vae.estimators.ais import annealed_importance_sampling
 from pyro_vae.estimators.evaluate import log_likelihood
@@ -170,8 +170,7 @@ def test_a_fit_of_drawn_bits_goes_on_to_the_same_digits(greys, tmp_path):
 
 def test_nothing_of_the_size_of_the_data_is_held(tmp_path, monkeypatch):
     """Peaks of what is allocated, for a hundred times the data: a few bytes per image may be added, not its pixels."""
-    monkeypatch.setattr(mapped, "BLOCK_ROWS", 64)
-    monkeypatch.setattr("pyro_vae.spaces.CHECK_ROWS", 64)
+    monkeypatch.setattr(checks, "BLOCK_ROWS", 64)
     peaks = []
     for num in (100, 10_000):
         np.save(tmp_path / f"{num}.npy", RNG.integers(0, 256, (num, 16, 16)).astype(np.uint8))
@@ -221,7 +220,7 @@ def test_a_folder_holds_arrays_or_images(greys, tmp_path):
 
 
 def test_a_bad_value_far_down_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(checks, "BLOCK_ROWS", 8)
     images = GREYS["train"].astype(np.int64)
     images[29, 2, 1] = -7
     np.save(tmp_path / "x.npy", images)
