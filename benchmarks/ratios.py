@@ -16,10 +16,13 @@ def turn_by_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each task in each round, after one call of each that does not count.
 
-    A round runs every task once and begins with another task than the round before, so that a machine that is busy for
-    a while slows all of them.
+    On one thread of a CPU these are the seconds that the process ran, which other processes do not add to. A round runs
+    every task once and begins with another task than the round before, so that a machine that is busy for a while slows
+    all of them.
     """
     names = list(tasks)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     for task in tasks.values():
         task()
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -27,10 +30,10 @@ def turn_by_turn(
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
             synchronise(device)
-            started = time.perf_counter()
+            started = clock()
             tasks[name]()
             synchronise(device)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import checkpoint, schedules, traces
+from pyro_vae.compiled import Gradients
 from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
 from pyro_vae.objectives import Objective, make_objective, particles_as_needed
@@ -51,7 +52,9 @@ class Run:
         self.rows: list[dict[str, float | None]] = []
         self.best: dict[str, Any] = {"epoch": 0, "valid_elbo": None, "model": None}
         self.boundary: dict[str, Any] = {}
+        self.checks_every_loss = device.type == "cpu"  # elsewhere the device would be waited for at every step
         self.objective: Objective  # made where the fit starts or goes on, once model and guide are known to agree
+        self.gradients: Gradients
 
     def go(self, resume: bool, progress: bool, initialize: bool | None = None) -> History:
         """All epochs, whatever ends them, and the best parameters at the end.
@@ -82,7 +85,7 @@ class Run:
         few = self._few()
         traces.matching_sites(self.pair, few)
         self._check_parameters(few)
-        self.objective = self._make_objective()
+        self._make_objective()
         self.objective.bound(self.pair, few)  # once under Pyro's checks; the loop goes without them
         self.boundary = self._snapshot()
 
@@ -100,12 +103,14 @@ class Run:
     def _few(self) -> tuple[Tensor, ...]:
         return tuple(arg[:2].to(self.device) for arg in self.data.valid.arguments)
 
-    def _make_objective(self) -> Objective:
+    def _make_objective(self) -> None:
         """What is maximised, tried out on few data as in training: dropout in a guide leaves it without a density."""
         self.module.train()
         names = ("num_particles", "alpha", "free_bits")
         options = {name: getattr(self.settings, name) for name in names}
-        return make_objective(self.settings.objective, self.pair, self._few(), **options)
+        self.objective = make_objective(self.settings.objective, self.pair, self._few(), **options)
+        num_steps = (self.settings.num_epochs - self.epoch) * self.steps_per_epoch
+        self.gradients = Gradients(self.objective, self.pair, self.module, self.settings.compile, num_steps)
 
     def _epochs(self, progress: bool) -> str:
         total, done = self.settings.num_epochs * len(self.data.train), self.epoch * len(self.data.train)
@@ -132,7 +137,16 @@ class Run:
         for index in order.split(self.settings.batch_size):
             total += self._train_step(self._rows(batch, index)) * len(index)
             bar.update(len(index))
+        if not (self.checks_every_loss or math.isfinite(total)):
+            return self._epoch_again()
         return -float(total) / len(batch)
+
+    def _epoch_again(self) -> float:
+        """The epoch from its start, looking at every loss, so that the first bad one is named: after a bad sum."""
+        self._go_back_to(self.boundary)
+        self.checks_every_loss = True
+        with _bar(0, 0, False) as hidden:
+            return self._train_epoch(hidden)
 
     def _rows(self, batch: Batch, index: Tensor) -> tuple[Tensor, ...]:
         """Some rows of a batch, on the device; the batch itself may have been too large for it."""
@@ -140,14 +154,12 @@ class Run:
 
     def _train_step(self, args: tuple[Tensor, ...]) -> Tensor:
         self.step += 1
-        loss = self.objective.loss(self.pair, args, self._kl_weight(self.step))
-        if not bool(loss.isfinite()):
-            raise NonFiniteLoss(self._complaint(float(loss.detach()), args))
-        self.optimizer.zero_grad()
-        loss.backward()
+        loss = self.gradients(args, self._kl_weight(self.step))
+        if self.checks_every_loss and not bool(loss.isfinite()):
+            raise NonFiniteLoss(self._complaint(float(loss), args))
         self.optimizer.step()
         self.scheduler.step()
-        return loss.detach()
+        return loss
 
     def _complaint(self, loss: float, args: tuple[Tensor, ...]) -> str:
         site = traces.nonfinite_site(self.pair, args) or "no single site (their sum overflowed)"
@@ -215,7 +227,8 @@ class Run:
             for module in self.module:
                 mark_fitted(module)
         self.module.eval()
-        return History(tuple(self.rows), self.best["epoch"], self.best["valid_elbo"], status, self.seconds)
+        way = self.gradients.way, self.gradients.reason
+        return History(tuple(self.rows), self.best["epoch"], self.best["valid_elbo"], status, self.seconds, *way)
 
     def _snapshot(self) -> dict[str, Any]:
         """All that the next epoch depends on, as it is between two epochs."""
@@ -248,17 +261,22 @@ class Run:
             raise ValueError("resume needs the directory of the run in `out`")
         state = checkpoint.load(self.out / "checkpoint.pt")
         _check_same_settings(up_to_date(state.get("settings", {})), self._identity(), self.out)
+        self.best, self.rows, self.seconds = state["best"], state["rows"], state["seconds"]
+        self._go_back_to(state)
+        self._make_objective()
+        self._go_back_to(state)  # to make it has moved the noise
+        self.boundary = self._snapshot()
+
+    def _go_back_to(self, state: dict[str, Any]) -> None:
+        """Parameters, optimizer, noise and place in the course of the fit, as a snapshot has them."""
         self.module.load_state_dict(state["last"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.best, self.rows, self.seconds = state["best"], state["rows"], state["seconds"]
         self.epoch, self.step = state["epoch"], state["step"]
-        self.objective = self._make_objective()  # before the noise is set to where it was
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.boundary = self._snapshot()
 
 
 def _resident(data: Data, device: torch.device) -> Data:
