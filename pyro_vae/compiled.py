@@ -189,7 +189,7 @@ class Gradients:
         return graphs[0]
 
     def _compare(self, graph: Graph, args: Args, weight: float, exact: bool) -> None:
-        """Raise unless graph and pair do the same to these data, and to these in another order and at another weight."""
+        """Raise unless graph and pair do the same to the data, and to them in another order and at another weight."""
         backwards = tuple(arg.flip(0) for arg in args)
         for batch, each in ((args, weight), (backwards, weight if weight == 1 else weight / 2)):
             self._compare_once(graph, batch, each, exact)
