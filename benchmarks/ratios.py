@@ -43,7 +43,13 @@ def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
 
 
 def add_ratio(
-    report: Report, row: str, per_round: list[float], *, bar: str, moonshot: str | None = None, **more: Any
+    report: Report,
+    row: str,
+    per_round: list[float],
+    *,
+    bar: str | None = None,
+    moonshot: str | None = None,
+    **more: Any,
 ) -> None:
     """A row of the table: the median ratio, the rounds that it comes from, and what it was to be.
 
@@ -51,7 +57,7 @@ def add_ratio(
         report: that it goes into.
         row: what is compared with what.
         per_round: ratio of each round.
-        bar: what it has to be, as in "<= 1.15" or ">= 4.5".
+        bar: what it has to be, as in "<= 1.15" or ">= 4.5"; None where nothing is promised.
         moonshot: what would be better still, in the same form.
         more: further entries.
     """
