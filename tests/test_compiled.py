@@ -1,6 +1,7 @@
 """A pair as one graph: what Trace_ELBO gives, to the digit; what cannot be a graph runs as it is, and says why."""
 
 import random
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -281,3 +282,21 @@ def test_a_bad_loss_is_named_by_going_over_the_epoch_again(tmp_path):
         heard.append(str(error.value))
     assert heard[0] == heard[1]
     assert "step 6 (epoch 2)" in heard[0]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_gives_the_numbers_of_the_pair_up_to_rounding():
+    """The same noise: both draw as torch does."""
+    before = torch.distributions.Distribution._validate_args
+    model, args = model_with("mean_field", "VAE"), random_args(CASES["VAE"], NUM_DATA)
+    fused, plain = gradients_of(model, args, compile=True), gradients_of(model, args, compile=False)
+    taken(fused, args)
+    assert (fused.way, fused.reason) == ("inductor", "")
+    others = tuple(arg.flip(0) for arg in args)
+    found = taken(fused, others, seed=1), taken(plain, others, seed=1)
+    for mine, its in zip(*found, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)  # sums in another order, float32
+    assert torch.equal(found[0][-1], found[1][-1])
+    ragged = tuple(arg[:3] for arg in args)  # has a graph of its own, which is not fused
+    assert_same(taken(fused, ragged, seed=1), taken(plain, ragged, seed=1))
+    assert torch.distributions.Distribution._validate_args == before
