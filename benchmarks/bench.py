@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("train_step", "importance", "mixtures", "scaling")
+HOLDS = {True: "yes", False: "no", None: ""}
 HERE = Path(__file__).parent
 
 
@@ -43,8 +44,8 @@ def table(reports: list[dict[str, Any]]) -> list[str]:
             if "bar" in row:
                 low, high = row["range"]
                 lines.append(
-                    f"| {row['row']} | {row['ratio']:.3g} | {low:.3g} to {high:.3g} | {row['bar']} "
-                    f"| {'yes' if row['holds'] else 'no'} | {row['moonshot'] or ''} |"
+                    f"| {row['row']} | {row['ratio']:.3g} | {low:.3g} to {high:.3g} | {row['bar'] or ''} "
+                    f"| {HOLDS[row.get('holds')]} | {row['moonshot'] or ''} |"
                 )
     return lines
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+import train_step
 from report import Report, figures, machine, peak_gib, timed
 
 import pyro_vae as pv
@@ -17,6 +18,7 @@ from pyro_vae.study import FIT_LARGE, NET_LARGE
 
 FULL = {"epochs": 200, "particles": 5000, "num_test": 10_000, "mixtures": (100, 500), "annealing": (10_000, 16, 1000)}
 SMALL = {"epochs": 2, "particles": 200, "num_test": 200, "mixtures": (20,), "annealing": (10, 4, 16)}
+TRAINING = {True: {"handlers": False, "graph": None}, False: train_step.WAYS}  # what is timed, by whether it is small
 
 
 def row(report: Report, device: torch.device, name: str, model, data, test, settings: dict, estimator) -> None:
@@ -76,6 +78,8 @@ def main() -> None:
     for count in size["mixtures"]:
         mixture = pv.models.BernoulliMixture(data.space, num_components=count)
         row(report, device, f"bernoulli_mixture_{count}", mixture, data, tests[0], {}, pv.exact())
+    for batch_size in (20, 128):
+        train_step.rows(report, data, batch_size, device, TRAINING[arguments.small])
     settings = {**FIT_LARGE, "num_epochs": size["epochs"]}
     torch.manual_seed(0)
     vae = pv.models.VAE(data.space, **NET_LARGE)

@@ -16,10 +16,13 @@ def turn_by_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each task in each round, after one call of each that does not count.
 
-    A round runs every task once and begins with another task than the round before, so that a machine that is busy for
-    a while slows all of them.
+    On one thread of a CPU these are the seconds that the process ran, which other processes do not add to. A round runs
+    every task once and begins with another task than the round before, so that a machine that is busy for a while slows
+    all of them.
     """
     names = list(tasks)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     for task in tasks.values():
         task()
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -27,10 +30,10 @@ def turn_by_turn(
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
             synchronise(device)
-            started = time.perf_counter()
+            started = clock()
             tasks[name]()
             synchronise(device)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 
@@ -40,7 +43,13 @@ def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
 
 
 def add_ratio(
-    report: Report, row: str, per_round: list[float], *, bar: str, moonshot: str | None = None, **more: Any
+    report: Report,
+    row: str,
+    per_round: list[float],
+    *,
+    bar: str | None = None,
+    moonshot: str | None = None,
+    **more: Any,
 ) -> None:
     """A row of the table: the median ratio, the rounds that it comes from, and what it was to be.
 
@@ -48,7 +57,7 @@ def add_ratio(
         report: that it goes into.
         row: what is compared with what.
         per_round: ratio of each round.
-        bar: what it has to be, as in "<= 1.15" or ">= 4.5".
+        bar: what it has to be, as in "<= 1.15" or ">= 4.5"; None where nothing is promised.
         moonshot: what would be better still, in the same form.
         more: further entries.
     """

@@ -62,8 +62,10 @@ def fit(
             "cosine", "constant"), adam_eps, objective, num_particles (K), alpha (of "renyi", not 1), free_bits (the
             floor of "free_bits", nats per latent dimension), beta (weight of log p(z) - log q(z | x)), kl_schedule of
             that weight ("linear", "cyclical"), kl_warmup (epochs over which it rises, if linear), num_cycles (if
-            cyclical), patience (epochs without a better validation ELBO), validate_every. Otherwise passed on to the
-            model's `maximum_likelihood`.
+            cyclical), patience (epochs without a better validation ELBO), validate_every, and compile: False runs the
+            pair as Pyro does, None as one graph of tensor operations where that pays, with the same digits, True as a
+            graph that inductor has fused (half a minute; other last digits); what cannot be a graph runs as it is, see
+            `pyro_vae.compiled`. Otherwise passed on to the model's `maximum_likelihood`.
 
     Returns:
         The history, in nats per datum. `valid_elbo` is a lower bound on log p whatever the objective: L_K for "iwae"

@@ -17,6 +17,8 @@ class History:
         best_valid_elbo: its validation ELBO, nats per datum; None for maximum likelihood.
         status: "finished", "early stop" or "interrupted".
         seconds: wall-clock seconds, earlier parts of a resumed run included.
+        ran_as: what the last steps of SVI ran by: "eager", "graph", "inductor", "cuda graph"; see `compiled`.
+        reason: why no graph was taken, if one was thought of.
     """
 
     rows: tuple[dict[str, float | None], ...]
@@ -24,6 +26,8 @@ class History:
     best_valid_elbo: float | None
     status: str
     seconds: float
+    ran_as: str = "eager"
+    reason: str = ""
 
 
 def write_rows(rows: Sequence[dict[str, float | None]], path: Path) -> None:

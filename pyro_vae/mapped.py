@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.checks import blocks
+
 STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 
 Step = Callable[[Tensor, np.ndarray], Tensor]
@@ -39,12 +41,15 @@ class Mapped:
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
         if isinstance(index, int):
             return self[index : index + 1][0]
-        part = self.take(index)
-        at: Any = slice(part.rows.start, part.rows.stop) if isinstance(part.rows, range) else part.rows
+        parts = [self._read(rows) for _, rows in blocks(self.take(index).rows)]
+        return (torch.cat(parts) if len(parts) != 1 else parts[0]).to(self.device, self.dtype)
+
+    def _read(self, rows: range | np.ndarray) -> Tensor:
+        at: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
         values = torch.from_numpy(np.array(self.array[at], dtype=np.float32, order="C"))
         for step in self.steps:
-            values = step(values, np.asarray(part.rows))
-        return values.to(self.device, self.dtype)
+            values = step(values, np.asarray(rows))
+        return values
 
     def take(self, index: slice | Tensor) -> "Mapped":
         """Some of the rows, still on disk: a slice without a step, or those of a tensor of numbers (k,)."""

@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from pyro_vae import distributed, traces
 from pyro_vae.particles import Particles
 from pyro_vae.randomness import own_randomness
-from pyro_vae.traces import Latent, Pair
+from pyro_vae.traces import Latent, Pair, Weight
 
 PYRO: dict[str, Any] = {"elbo": Trace_ELBO, "beta": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
 SCORED = ("elbo", "beta")  # where a site is not reparameterised, they take its score
@@ -34,7 +34,7 @@ class Objective(Protocol):
     def is_bound(self) -> bool:
         """Whether minus the loss is a lower bound on log p(x) in expectation, at KL weight 1."""
 
-    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: float) -> Tensor:
+    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
         """Minus the objective, nats per datum, to be differentiated; `weight` is that of the latent terms."""
 
     def bound(self, pair: Pair, args: tuple[Tensor, ...]) -> float:
@@ -66,16 +66,37 @@ def renyi(log_weights: Tensor, alpha: float = 0.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Elbo:
-    """An ELBO of Pyro's, E_q log w, with score terms where a site is not reparameterised.
+    """The ELBO, E_q log w, of draws that are differentiable, with the digits of Pyro's.
 
     With c = β, other than 1, it is that of Higgins et al., "beta-VAE", 2017 (ICLR).
+
+    Attributes:
+        pyro_elbo: Pyro's of the same K.
+        together: whether the K particles of a datum are drawn under one outer plate.
     """
+
+    pyro_elbo: Any
+    together: bool
+    is_bound: ClassVar[bool] = True
+
+    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
+        closed_form = isinstance(self.pyro_elbo, TraceMeanField_ELBO)
+        num_particles = self.pyro_elbo.num_particles
+        return -traces.elbo(pair, args, num_particles, self.together, weight, closed_form) / len(args[0])
+
+    def bound(self, pair: Pair, args: tuple[Tensor, ...]) -> float:
+        return -self.pyro_elbo.loss(pair.model, pair.guide, *args)
+
+
+@dataclass(frozen=True)
+class ScoredElbo:
+    """The ELBO where a site is not reparameterised: Pyro's, with the score of that site."""
 
     pyro_elbo: Any
     is_bound: ClassVar[bool] = True
 
-    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: float) -> Tensor:
-        with nullcontext() if weight == 1 else traces.scaled_latents(weight):
+    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
+        with nullcontext() if isinstance(weight, int | float) and weight == 1 else traces.scaled_latents(weight):
             return self.pyro_elbo.differentiable_loss(pair.model, pair.guide, *args) / len(args[0])
 
     def bound(self, pair: Pair, args: tuple[Tensor, ...]) -> float:
@@ -93,7 +114,7 @@ class Renyi:
     def is_bound(self) -> bool:
         return self.alpha >= 0
 
-    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: float) -> Tensor:
+    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
         return -renyi(self.particles.log_weights(pair, args, weight), self.alpha).mean()
 
     @torch.no_grad()
@@ -121,7 +142,7 @@ class DoublyReparameterised:
     event_dims: Mapping[str, int]
     is_bound: ClassVar[bool] = True
 
-    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: float) -> Tensor:
+    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
         log_weights, draws = self.particles.path_log_weights(pair, args, weight)
         factor = 1 - weight + weight * log_weights.detach().softmax(0)  # (num_particles, n)
         for name, value in draws.items():
@@ -154,7 +175,7 @@ class StickingTheLanding:
     particles: Particles
     is_bound: ClassVar[bool] = True
 
-    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: float) -> Tensor:
+    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
         return -elbo(self.particles.path_log_weights(pair, args, weight)[0]).mean()
 
     @torch.no_grad()
@@ -184,9 +205,10 @@ class FreeBits:
     in_order: bool
     is_bound: ClassVar[bool] = False
 
-    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: float) -> Tensor:
+    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
         latents, log_likelihood = traces.latent_terms(pair, args, self.particles.num, self.particles.tiled)
-        return weight * sum(self._floored(latent) for latent in latents.values()) - log_likelihood.mean()
+        floored = sum(self._floored(latent).double() for latent in latents.values())
+        return weight * floored - log_likelihood.mean()
 
     @torch.no_grad()
     def bound(self, pair: Pair, args: tuple[Tensor, ...]) -> float:
@@ -228,7 +250,9 @@ def make_objective(
         if name in PYRO:
             together = num_particles > 1 and _takes_plate(pair, args)  # else one run for each
             vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if together else {}
-            return Elbo(PYRO[name](num_particles=num_particles, **vectorize))
+            pyro_elbo = PYRO[name](num_particles=num_particles, **vectorize)
+            is_pathwise = name not in SCORED or traces.is_pathwise(pair, args)
+            return Elbo(pyro_elbo, together) if is_pathwise else ScoredElbo(pyro_elbo)
         particles = Particles(num_particles, tiled=not traces.broadcasts(pair, args))
     if name == "free_bits":
         return FreeBits(particles, free_bits, _in_order(pair, args))

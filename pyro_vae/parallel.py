@@ -23,12 +23,18 @@ class SharedGradients:
         objective: what is maximised.
         pair: model and guide.
         modules: that hold the parameters of the pair; those of the first process are taken by all.
+        compile: True warns that there is no graph.
 
     Raises:
         ValueError: for batch normalisation, whose statistics would be those of one process's data.
     """
 
-    def __init__(self, objective: Objective, pair: Pair, modules: nn.Module) -> None:
+    way = "eager"
+    reason = "the gradients of several processes are averaged as autograd leaves them"
+
+    def __init__(self, objective: Objective, pair: Pair, modules: nn.Module, compile: bool | None = None) -> None:
+        if compile:
+            warnings.warn(f"compile=True has no effect, the pair runs as Pyro does: {self.reason}", stacklevel=2)
         normalised = [name for name, module in modules.named_modules() if isinstance(module, _BatchNorm)]
         if normalised:
             raise ValueError(

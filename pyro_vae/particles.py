@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyro_vae import traces
-from pyro_vae.traces import Pair, Values
+from pyro_vae.traces import Pair, Values, Weight
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Particles:
     num: int
     tiled: bool
 
-    def log_weights(self, pair: Pair, args: tuple[Tensor, ...], weight: float = 1.0) -> Tensor:
+    def log_weights(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight = 1.0) -> Tensor:
         """Log w_k, shape (num_particles, n), nats."""
         values, log_q = traces.draw_latents(pair, args, self.num, self.tiled)
         return self._log_weights(pair, args, values, log_q, weight)
 
-    def path_log_weights(self, pair: Pair, args: tuple[Tensor, ...], weight: float) -> tuple[Tensor, Values]:
+    def path_log_weights(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> tuple[Tensor, Values]:
         """The same numbers, whose gradient reaches the parameters of q through the draws z_k alone, and these draws.
 
         log q(z | x) is asked for at copies of the draws while no parameter takes a gradient. The copies are what a
@@ -38,7 +38,7 @@ class Particles:
         return self._log_weights(pair, args, copies, log_q, weight), copies
 
     def _log_weights(
-        self, pair: Pair, args: tuple[Tensor, ...], values: Values, log_q: Tensor, weight: float
+        self, pair: Pair, args: tuple[Tensor, ...], values: Values, log_q: Tensor, weight: Weight
     ) -> Tensor:
         log_prior, log_likelihood = traces.log_prior_and_likelihood(pair, args, values, self.num, self.tiled)
         return log_likelihood + weight * (log_prior - log_q)

@@ -40,17 +40,21 @@ class Settings:
     kl_schedule: str = "linear"
     num_cycles: int = 4
     free_bits: float = 0.25
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", OTHER_NAMES.get(self.objective, self.objective))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("kl_schedule", self.kl_schedule, KL_SCHEDULES)
         check_choice("objective", self.objective, OBJECTIVES)
+        if not (self.compile is None or isinstance(self.compile, bool)):
+            raise ValueError(f"compile must be None, True or False, got {self.compile!r}")
         self._check_ranges()
         for each in fields(self):  # numpy's numbers are no numbers to torch
             value = getattr(self, each.name)
             plain = int if isinstance(value, Integral) else float if isinstance(value, Real) else None
-            object.__setattr__(self, each.name, value if plain is None else plain(value))
+            if plain is not None and each.name != "compile":
+                object.__setattr__(self, each.name, plain(value))
         self._check_combinations()
 
     def _check_ranges(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import checkpoint, distributed, schedules, traces
+from pyro_vae.compiled import Gradients
 from pyro_vae.data import Batch, Data
 from pyro_vae.history import History, write_rows
 from pyro_vae.mapped import Mapped
@@ -54,8 +55,9 @@ class Run:
         self.rows: list[dict[str, float | None]] = []
         self.best: dict[str, Any] = {"epoch": 0, "valid_elbo": None, "model": None}
         self.boundary: dict[str, Any] = {}
+        self.checks_every_loss = device.type == "cpu"  # elsewhere the device would be waited for at every step
         self.objective: Objective  # made where the fit starts or goes on, once model and guide are known to agree
-        self.shared: SharedGradients | None = None  # where several processes share the batches
+        self.gradients: Gradients | SharedGradients
 
     def go(self, resume: bool, progress: bool, initialize: bool | None = None) -> History:
         """All epochs, whatever ends them, and the best parameters at the end.
@@ -69,8 +71,6 @@ class Run:
         store = pyro.get_param_store().scope()  # of its own: there, modules of one class have one name
         with store, noise, _quiet_nan(), particles_as_needed(self.settings.objective, self.pair):
             self._load() if resume else self._start(initialize)
-            if distributed.size() > 1:
-                self.shared = SharedGradients(self.objective, self.pair, self.module)
             try:
                 status = self._epochs(progress)
             except KeyboardInterrupt:
@@ -88,7 +88,7 @@ class Run:
         few = self._few()
         traces.matching_sites(self.pair, few)
         self._check_parameters(few)
-        self.objective = self._make_objective()
+        self._make_objective()
         self.objective.bound(self.pair, few)  # once under Pyro's checks; the loop goes without them
         self.boundary = self._snapshot()
 
@@ -106,12 +106,17 @@ class Run:
     def _few(self) -> tuple[Tensor, ...]:
         return tuple(arg[:2].to(self.device) for arg in self.data.valid.arguments)
 
-    def _make_objective(self) -> Objective:
+    def _make_objective(self) -> None:
         """What is maximised, tried out on few data as in training: dropout in a guide leaves it without a density."""
         self.module.train()
         names = ("num_particles", "alpha", "free_bits")
         options = {name: getattr(self.settings, name) for name in names}
-        return make_objective(self.settings.objective, self.pair, self._few(), **options)
+        self.objective = make_objective(self.settings.objective, self.pair, self._few(), **options)
+        if distributed.size() > 1:
+            self.gradients = SharedGradients(self.objective, self.pair, self.module, self.settings.compile)
+            return
+        num_steps = (self.settings.num_epochs - self.epoch) * self.steps_per_epoch
+        self.gradients = Gradients(self.objective, self.pair, self.module, self.settings.compile, num_steps)
 
     def _epochs(self, progress: bool) -> str:
         total, done = self.settings.num_epochs * len(self.data.train), self.epoch * len(self.data.train)
@@ -141,7 +146,16 @@ class Run:
             with distributed.part_of(index) as mine:
                 total += self._train_step(self._rows(batch, mine)) * len(index)
             bar.update(len(index))
+        if not (self.checks_every_loss or math.isfinite(total)):
+            return self._epoch_again()
         return -float(total) / len(batch)
+
+    def _epoch_again(self) -> float:
+        """The epoch from its start, looking at every loss, so that the first bad one is named: after a bad sum."""
+        self._go_back_to(self.boundary)
+        self.checks_every_loss = True
+        with _bar(0, 0, False) as hidden:
+            return self._train_epoch(hidden)
 
     def _rows(self, batch: Batch, index: Tensor) -> tuple[Tensor, ...]:
         """Some rows of a batch, on the device; the batch itself may have been too large for it."""
@@ -149,20 +163,12 @@ class Run:
 
     def _train_step(self, args: tuple[Tensor, ...]) -> Tensor:
         self.step += 1
-        weight = self._kl_weight(self.step)
-        loss = self._gradients(args, weight) if self.shared is None else self.shared(args, weight)
-        if not bool(loss.isfinite()):
+        loss = self.gradients(args, self._kl_weight(self.step))
+        if self.checks_every_loss and not bool(loss.isfinite()):
             raise NonFiniteLoss(self._complaint(float(loss), args))
         self.optimizer.step()
         self.scheduler.step()
         return loss
-
-    def _gradients(self, args: tuple[Tensor, ...], weight: float) -> Tensor:
-        """The loss, its gradients left in the parameters."""
-        loss = self.objective.loss(self.pair, args, weight)
-        self.optimizer.zero_grad()
-        loss.backward()
-        return loss.detach()
 
     def _complaint(self, loss: float, args: tuple[Tensor, ...]) -> str:
         site = traces.nonfinite_site(self.pair, args) or "no single site (their sum overflowed)"
@@ -238,7 +244,8 @@ class Run:
             for module in self.module:
                 mark_fitted(module)
         self.module.eval()
-        return History(tuple(self.rows), self.best["epoch"], self.best["valid_elbo"], status, self.seconds)
+        way = self.gradients.way, self.gradients.reason
+        return History(tuple(self.rows), self.best["epoch"], self.best["valid_elbo"], status, self.seconds, *way)
 
     def _snapshot(self) -> dict[str, Any]:
         """All that the next epoch depends on, as it is between two epochs."""
@@ -274,17 +281,22 @@ class Run:
         state = checkpoint.load(self.out / "checkpoint.pt")
         saved = {"processes": 1, **up_to_date(state.get("settings", {}))}
         _check_same_settings(saved, self._identity(), self.out)
+        self.best, self.rows, self.seconds = state["best"], state["rows"], state["seconds"]
+        self._go_back_to(state)
+        self._make_objective()
+        self._go_back_to(state)  # to make it has moved the noise
+        self.boundary = self._snapshot()
+
+    def _go_back_to(self, state: dict[str, Any]) -> None:
+        """Parameters, optimizer, noise and place in the course of the fit, as a snapshot has them."""
         self.module.load_state_dict(state["last"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.best, self.rows, self.seconds = state["best"], state["rows"], state["seconds"]
         self.epoch, self.step = state["epoch"], state["step"]
-        self.objective = self._make_objective()  # before the noise is set to where it was
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.boundary = self._snapshot()
 
 
 def _start_from(train: Batch, seed: int) -> Tensor:

@@ -152,15 +152,15 @@ def test_the_kl_weight_multiplies_the_latent_terms_and_nothing_else(objective, b
 
 
 def test_the_kl_weight_rises_in_a_straight_line_over_the_warmup_epochs(data, monkeypatch):
-    used, scaled = [], traces.scaled_latents
+    used, elbo = [], traces.elbo
 
-    def spy(scale):
-        used.append(scale)
-        return scaled(scale)
+    def spy(pair, args, num_particles, together, weight, closed_form):
+        used.append(weight)
+        return elbo(pair, args, num_particles, together, weight, closed_form)
 
-    monkeypatch.setattr(traces, "scaled_latents", spy)
+    monkeypatch.setattr(traces, "elbo", spy)
     history = run_fit(vae(), data, kl_warmup=2, num_epochs=4)  # 3 steps per epoch
-    assert used == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])  # from then on 1: nothing to scale
+    assert used == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, *[1] * 7])
     assert [row["kl_weight"] for row in history.rows] == [0.5, 1, 1, 1]
     assert [row["train_elbo"] is None for row in history.rows] == [True, True, False, False]
 

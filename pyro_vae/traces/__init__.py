@@ -1,6 +1,7 @@
 """Pyro programs run and read: the only folder that touches poutine."""
 
 from pyro_vae.traces.effects import apart, particle_shape, scaled_latents, with_laws
+from pyro_vae.traces.elbo import Weight, elbo, is_pathwise
 from pyro_vae.traces.inspection import (
     Site,
     auxiliary_sites,
@@ -37,6 +38,7 @@ __all__ = [
     "Program",
     "Site",
     "Values",
+    "Weight",
     "announce",
     "apart",
     "as_pair",
@@ -45,9 +47,11 @@ __all__ = [
     "check_density",
     "draw_latents",
     "draw_prior",
+    "elbo",
     "hidden_parameters",
     "independent_normals",
     "innermost",
+    "is_pathwise",
     "latent_sites",
     "latent_terms",
     "laws",

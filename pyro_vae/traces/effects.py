@@ -15,7 +15,7 @@ PARTICLES = "_particles"
 
 
 @contextmanager
-def scaled_latents(scale: float) -> Iterator[None]:
+def scaled_latents(scale: float | Tensor) -> Iterator[None]:
     """Multiply log p(z) and log q(z | x) by `scale` in all that runs inside: the KL weight of a training schedule."""
     with _ScaledLatents(scale):
         yield
@@ -52,7 +52,7 @@ def apart() -> Iterator[None]:
 
 
 class _ScaledLatents(Messenger):
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float | Tensor) -> None:
         super().__init__()
         self.scale = scale
 
