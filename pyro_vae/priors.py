@@ -17,6 +17,7 @@ from pyro_vae.distributions import Mixture as Mixed
 from pyro_vae.distributions import NormalComponents
 from pyro_vae.guides import family
 from pyro_vae.guides.mean_field import MeanField
+from pyro_vae.independent import diagonal_normal
 from pyro_vae.networks import MLPEncoder
 
 Posterior = Callable[[Tensor], TorchDistribution]  # q(z | x) at inputs as the encoder reads them, (num, *shape)
@@ -38,7 +39,7 @@ class StandardNormal(nn.Module):
 
     def forward(self, about: object = None) -> TorchDistribution:
         loc = self.zero.expand(self.latent_dim)
-        return dist.Normal(loc, loc + 1, validate_args=False).to_event(1)
+        return diagonal_normal(loc, (self.zero + 1).expand(self.latent_dim))
 
 
 class Mixture(nn.Module):
