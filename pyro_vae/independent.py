@@ -6,6 +6,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 PART = 2**19  # numbers that are summed together on a CPU: two temporaries of that size stay in its cache
 HALVINGS = 6  # a product of 2^6 numbers from [1/2, 1] is at least 2^-64, far from the smallest float32
@@ -45,6 +46,8 @@ def log_mass(logits: Tensor, bits: Tensor) -> Tensor:
     Returns:
         Shape (...), nats.
     """
+    if has_torch_function((logits, bits)):
+        return handle_torch_function(log_mass, (logits, bits), logits, bits)
     if logits.element_size() < 4:
         logits, bits = logits.float(), bits.float()
     return _LogMass.apply(*torch.broadcast_tensors(logits, bits))
@@ -59,7 +62,7 @@ class _LogMass(torch.autograd.Function):
     def forward(logits: Tensor, bits: Tensor) -> Tensor:
         num_parts = -(-logits.numel() // PART) if logits.device.type == "cpu" and logits.ndim > 1 else 1
         parts = zip(logits.chunk(num_parts), bits.chunk(num_parts), strict=True)
-        masses = [_sum(*part) for part in parts]
+        masses = [pixel_sum(*part) for part in parts]
         return torch.cat(masses) if len(masses) > 1 else masses[0]
 
     @staticmethod
@@ -82,9 +85,10 @@ class _LogMass(torch.autograd.Function):
         return sum(terms[1:], terms[0]).sum(-1)
 
 
-def _sum(logits: Tensor, bits: Tensor) -> Tensor:
+def pixel_sum(logits: Tensor, bits: Tensor, *, overwrite: bool = False) -> Tensor:
+    """`log_mass` of one part; with `overwrite` the logits are gone afterwards."""
     missed = torch.addcmul(logits.relu(), logits, bits, value=-1).sum(-1)  # Σ max(l, 0) - x l
-    factors = logits.abs().sigmoid_()
+    factors = (logits.abs_() if overwrite else logits.abs()).sigmoid_()
     width = factors.shape[-1]
     for _ in range(HALVINGS):
         half = -(-width // 2)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, traces
+from pyro_vae.estimators.head import keep_memory
+from pyro_vae.estimators.precision import Scorer
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
@@ -31,12 +33,16 @@ class Blocks:
     seed: int
     tiled: bool
     rows: Tensor | None = None
+    precision: str = "float32"  # of the model's linear layers
     shrunk: int = field(default=1, init=False)  # parts that a block is cut into since memory ran out
 
     def __post_init__(self) -> None:
         rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
         self.block_particles = min(self.num_particles, rows // 4)
         self.block_data = max(1, rows // self.block_particles)
+        self._score = Scorer(self.precision).log_joint
+        if self.args[0].device.type == "cpu":
+            keep_memory()
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Ranges of data, start and stop."""
@@ -83,17 +89,18 @@ class Blocks:
 
     def _particle_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
         few = traces.take_particles(values, first, last, len(args[0]), self.tiled)
-        return traces.log_joint(self.pair, args, few, last - first, self.tiled)
+        return self._score(self.pair, args, few, last - first, self.tiled)
 
     def _data_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
         few = {name: v[first:last] if self.tiled else v[:, first:last] for name, v in values.items()}
-        return traces.log_joint(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
+        return self._score(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
 
     def notes(self) -> tuple[str, ...]:
         """What happened on the way."""
         tiled = ("the programs ran on tiled data, one row per particle and datum",) if self.tiled else ()
+        longer = ("the model was scored in float64, at the draws of the guide",) if self.precision == "float64" else ()
         shrunk = (f"memory ran out: each block was scored in {self.shrunk} parts",) if self.shrunk > 1 else ()
-        return tiled + shrunk
+        return tiled + longer + shrunk
 
 
 def _check_weights(log_weights: Tensor, data: Sequence[int]) -> None:
