@@ -88,13 +88,17 @@ class _LogMass(torch.autograd.Function):
 def pixel_sum(logits: Tensor, bits: Tensor, *, overwrite: bool = False) -> Tensor:
     """`log_mass` of one part; with `overwrite` the logits are gone afterwards."""
     missed = torch.addcmul(logits.relu(), logits, bits, value=-1).sum(-1)  # Σ max(l, 0) - x l
-    factors = (logits.abs_() if overwrite else logits.abs()).sigmoid_()
+    return log_product((logits.abs_() if overwrite else logits.abs()).sigmoid_()) - missed
+
+
+def log_product(factors: Tensor) -> Tensor:
+    """Σ_d log f_d of factors in [1/2, 1], shape (..., D), which are gone afterwards; shape (...)."""
     width = factors.shape[-1]
     for _ in range(HALVINGS):
         half = -(-width // 2)
         factors[..., : width - half].mul_(factors[..., half:width])  # of an odd number the one in the middle waits
         width = half
-    return factors[..., :width].log().sum(-1) - missed
+    return factors[..., :width].log().sum(-1)
 
 
 class DiagonalNormal(dist.Independent):

@@ -15,7 +15,8 @@ class Tanh(nn.Tanh):
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or (torch.is_grad_enabled() and input.requires_grad):
             return super().forward(input)
-        return input.mul(2).sigmoid_().mul_(2).sub_(1)
+        halves = input.mul(2).sigmoid_()
+        return torch.add(input.new_tensor(-1.0), halves, alpha=2, out=halves)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU}

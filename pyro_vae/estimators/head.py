@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.independent import PART, log_mass, pixel_sum
+from pyro_vae.independent import PART, log_mass, log_product, pixel_sum
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SMALLEST = 2**18  # numbers: a layer that gives fewer is multiplied out at once
+SHARED = 4  # rows with the same bits, from which a product with the bits of each datum is worth while
 FACTS = {
     Tensor.dim,
     Tensor.element_size,
@@ -95,9 +96,46 @@ class Product:
         if shape[0] == 1 and len(shape) > 2:
             return self.log_mass(shape[1:], bits[0]).unsqueeze(0)
         num_parts = -(-shape.numel() // PART) if rows.device.type == "cpu" else 1
+        if self.linear is functional.linear and shape[0] >= SHARED and bits.stride(0) == 0:
+            return shared_log_mass(rows, self.weight, self.bias, bits[0], num_parts)
         parts = zip(rows.chunk(num_parts), bits.chunk(num_parts), strict=True)
         masses = [pixel_sum(self.linear(h, self.weight, self.bias), x, overwrite=True) for h, x in parts]
         return torch.cat(masses)
+
+
+def shared_log_mass(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, num_parts: int) -> Tensor:
+    r"""Log mass of bits that many rows share, by logits l = W h + b that are computed and overwritten part by part.
+
+    x·l - Σ softplus(l) = (x - ½)·l - ½ Σ |l| + Σ log σ(|l|), and the first term is h·u + c with u = Wᵀ(x - ½) and
+    c = b·(x - ½): it needs no logits.
+
+    Args:
+        rows: h, shape (K, ..., H).
+        weight: W, shape (D, H).
+        bias: b, shape (D,), or None.
+        bits: x, shape (..., D).
+        num_parts: along the first dimension of `rows`.
+
+    Returns:
+        Shape (K, ...), nats.
+    """
+    centred = bits - 0.5
+    linear = (rows * (centred @ weight)).sum(-1)
+    if bias is not None:
+        linear += centred @ bias
+    flat = rows.flatten(0, -2)
+    space = flat.new_empty(-(-len(flat) // num_parts), len(weight))
+    even = [even_sum(part, weight, bias, space[: len(part)]) for part in flat.chunk(num_parts)]
+    return torch.cat(even).reshape(linear.shape).add_(linear)
+
+
+def even_sum(rows: Tensor, weight: Tensor, bias: Tensor | None, space: Tensor) -> Tensor:
+    """Σ log σ(|l|) - ½ Σ |l|, shape (n,), by logits (n, D) that are written to `space` and lost there."""
+    logits = torch.mm(rows, weight.T, out=space)
+    if bias is not None:
+        logits += bias
+    size = logits.abs_().sum(-1)
+    return log_product(logits.sigmoid_()).sub_(size, alpha=0.5)
 
 
 class Deferred(Tensor):

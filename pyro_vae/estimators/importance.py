@@ -34,7 +34,8 @@ class ImportanceSampling:
     def __call__(self, pair: Pair, args: tuple[Tensor, ...], seed: int, progress: Callable[[int], object]) -> Estimate:
         tiled = not traces.broadcasts(pair, args)
         pair, args, notes = with_proposal(self.proposal, pair, args, seed)
-        blocks = Blocks(pair, args, self.num_particles, seed, tiled, precision=self.precision)
+        fixed_law = not tiled and traces.has_fixed_law(pair, args, seed)
+        blocks = Blocks(pair, args, self.num_particles, seed, tiled, precision=self.precision, fixed_law=fixed_law)
         estimate = self.estimate(stream(blocks, progress, self.jackknife), notes + blocks.notes())
         return replace(estimate, precision_error=precision_error(blocks)) if self.precision in REDUCED else estimate
 

@@ -1,8 +1,9 @@
 """Streaming: the log weights of all data and particles in blocks of fixed size, and the sums that are kept of them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,13 @@ from pyro_vae.traces import Pair
 # Rows (particles x data) of one block. On the CPU the logits of a block stay near the cache; on a GPU a block fills
 # the chip. Fixed per kind of device, so that the same seed gives the same noise whatever memory is free.
 BLOCK_ROWS = {"cpu": 2048, "cuda": 262_144}
+# Blocks that are drawn one by one, each with its seed, and scored at once: of these sizes a model runs fastest.
+TOGETHER = {"cpu": 2, "cuda": 1}
 SERIES_TERMS = 8  # see `Accumulator.jackknife`
 MIN_TAIL = 5  # fewer tail weights than this say nothing of their shape
+
+
+Draw = Callable[[int], tuple[traces.Values, Tensor]]  # that many particles of each datum, and log q of them
 
 
 @dataclass
@@ -34,6 +40,7 @@ class Blocks:
     tiled: bool
     rows: Tensor | None = None
     precision: str = "float32"  # of the model's linear layers
+    fixed_law: bool = False  # whether one run of the guide is enough for all particles of a datum
     shrunk: int = field(default=1, init=False)  # parts that a block is cut into since memory ran out
 
     def __post_init__(self) -> None:
@@ -57,16 +64,37 @@ class Blocks:
         if self.rows is not None:
             data = self.rows[start:stop].tolist()
             args = tuple(arg[self.rows[start:stop]] for arg in self.args)
-        for first in range(0, self.num_particles, self.block_particles):
-            count = min(self.block_particles, self.num_particles - first)
-            reseed(derived_seed(self.seed, start, first), args[0].device)
-            log_weights = self._block(args, count)
+        draw = self._drawer(args)
+        together = self.block_particles * TOGETHER.get(args[0].device.type, 1)
+        for first in range(0, self.num_particles, together):
+            last = min(first + together, self.num_particles)
+            log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
             _check_weights(log_weights, data)
             yield log_weights
 
-    def _block(self, args: tuple[Tensor, ...], count: int) -> Tensor:
+    def _draw(
+        self, draw: Draw, args: tuple[Tensor, ...], start: int, first: int, last: int
+    ) -> tuple[traces.Values, Tensor]:
+        """The particles first..last of all sites, and log q of them, block by block."""
+        drawn = []
+        for begin in range(first, last, self.block_particles):
+            reseed(derived_seed(self.seed, start, begin), args[0].device)
+            drawn.append(draw(min(self.block_particles, last - begin)))
+        if len(drawn) == 1:
+            return drawn[0]
+        values = {name: torch.cat([values[name] for values, _ in drawn]) for name in drawn[0][0]}
+        return values, torch.cat([log_q for _, log_q in drawn])
+
+    def _drawer(self, args: tuple[Tensor, ...]) -> Draw:
+        """What draws that many particles and gives log q of them, the same digits either way."""
+        if self.fixed_law and self.num_particles > self.block_particles:
+            law = traces.guide_law(self.pair, args)
+            if law is not None:
+                return partial(traces.draw_from, *law)
+        return partial(traces.draw_latents, self.pair, args, tiled=self.tiled)
+
+    def _score_block(self, args: tuple[Tensor, ...], count: int, values: traces.Values, log_q: Tensor) -> Tensor:
         """One block; where memory runs out the same draws are scored in halves, so that the noise stays the same."""
-        values, log_q = traces.draw_latents(self.pair, args, count, self.tiled)
         while True:
             try:
                 return self._log_joint(args, values, count) - log_q
