@@ -1,4 +1,5 @@
 # make compare: the main job on the embedded digits. make test: lint, type-check, test.
+# make bench: every speed that the library promises, as ratios; needs MNIST (ROOT).
 # make verify: what the library promises, measured whole; needs MNIST (ROOT) and, if it is there, its VAE (RUN).
 # All create the environment first if it is not there.
 PYTHON ?= python3
@@ -8,14 +9,24 @@ ROOT ?= data
 RUN ?= runs/mnist/vae
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := benchmarks/.peers
 INSTALL := -c requirements.txt -e '.[test]'
 
-.PHONY: install compare verify notebooks test lint types unit requirements clean
+.PHONY: install compare bench verify notebooks test lint types unit requirements clean
 
 install: $(STAMP)
 
 compare: $(STAMP)
 	$(BIN)/pyro-vae compare --data digits --estimator multilevel --proposal refined --out runs/digits --resume
+
+# What the benchmarks compare with lies in a folder of its own, which only they see.
+bench: $(PEERS)/.installed
+	$(BIN)/python benchmarks/bench.py --root $(ROOT)
+
+$(PEERS)/.installed: benchmarks/requirements.txt $(STAMP)
+	rm -rf $(PEERS)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(PEERS) -r benchmarks/requirements.txt
+	touch $@
 
 verify: $(STAMP)
 	$(BIN)/python tests/verify.py --root $(ROOT) --run $(RUN) --out docs/verification.md
@@ -48,4 +59,4 @@ requirements: $(STAMP)
 		--no-header --no-annotate -o requirements.txt
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) runs .pytest_cache .mypy_cache .ruff_cache

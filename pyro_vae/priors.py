@@ -13,22 +13,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, distributions, nn
 
 from pyro_vae.checks import check_count
-from pyro_vae.distributions import LOG_ROOT_TAU, NormalComponents
 from pyro_vae.distributions import Mixture as Mixed
+from pyro_vae.distributions import NormalComponents
 from pyro_vae.guides import family
 from pyro_vae.guides.mean_field import MeanField
+from pyro_vae.independent import diagonal_normal
 from pyro_vae.networks import MLPEncoder
 
 Posterior = Callable[[Tensor], TorchDistribution]  # q(z | x) at inputs as the encoder reads them, (num, *shape)
-
-
-class UnitNormal(dist.Normal):
-    """N(0, 1) at every entry: the log-density of the normal law, with its digits, in a third of the operations."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if value.shape != self.loc.shape:
-            return super().log_prob(value)
-        return -(value**2) / 2 - LOG_ROOT_TAU
 
 
 class StandardNormal(nn.Module):
@@ -47,7 +39,7 @@ class StandardNormal(nn.Module):
 
     def forward(self, about: object = None) -> TorchDistribution:
         loc = self.zero.expand(self.latent_dim)
-        return UnitNormal(loc, loc + 1, validate_args=False).to_event(1)
+        return diagonal_normal(loc, (self.zero + 1).expand(self.latent_dim))
 
 
 class Mixture(nn.Module):

@@ -96,10 +96,9 @@ class Binary(Space):
 
     def likelihood(self, params: "Tensor") -> "TorchDistribution":
         """Bernoulli pixels; `params` (..., 1, *shape) are logits."""
-        import pyro.distributions as dist
+        from pyro_vae.independent import bernoulli_pixels
 
-        logits = params.squeeze(-1 - len(self.shape))
-        return dist.Bernoulli(logits=logits, validate_args=False).to_event(len(self.shape))
+        return bernoulli_pixels(params.squeeze(-1 - len(self.shape)), len(self.shape))
 
     def marginal_params(self, obs: "Tensor") -> "Tensor":
         """Logit of each pixel's mean, one half added to either count so that it stays finite."""

@@ -141,10 +141,59 @@ def test_a_device_out_of_memory_gets_smaller_parts_and_the_same_digits(monkeypat
     monkeypatch.setattr(traces, "log_joint", scarce)
     parts = score(oracle.model, obs, oracle.guide, 1000)
     np.testing.assert_allclose(parts.log_prob, whole.log_prob, rtol=1e-12)  # same noise; float64 sums in other parts
-    assert parts.notes[0] == "memory ran out: each block was scored in 8 parts"
+    assert parts.notes[0] == "memory ran out: each block was scored in 16 parts"
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         score(oracle.model, obs, oracle.guide, 1000)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_blocks_scored_together_or_alone_have_the_same_digits(tiled, monkeypatch):
+    oracle = LinearGaussian(6, 2, guide="mean_field")
+    pair, obs = traces.as_pair(oracle.model, oracle.guide), oracle.draw(9)
+    found = []
+    for together in (1, 2, 7):
+        monkeypatch.setitem(streaming.TOGETHER, "cpu", together)
+        blocks = streaming.Blocks(pair, (obs,), 1700, 0, tiled)
+        found.append(torch.cat([torch.cat(list(blocks.particles(*part))) for part in blocks.data_ranges()], 1))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_guide_that_runs_once_gives_the_digits_of_one_that_runs_for_every_block(monkeypatch):
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.Binary((3, 3)), latent_dim=2, hidden_dims=(4,))
+    batch, runs = pv.Batch(torch.bernoulli(torch.full((9, 3, 3), 0.5))), []
+    vae.encoder.register_forward_hook(lambda *_: runs.append(1))
+    found, spent = [], []
+    for fixed in (True, False):
+        if not fixed:
+            monkeypatch.setattr(traces, "has_fixed_law", lambda *_: False)
+        runs.clear()
+        found.append(pv.log_likelihood(vae, batch, estimator=pv.importance_sampling(2000), device="cpu").log_prob)
+        spent.append(len(runs))
+    assert np.array_equal(*found)
+    assert spent[1] - spent[0] == 3 * (4 - 1) - 2  # three ranges of data, four blocks each; two runs to find it out
+
+
+@pytest.mark.parametrize("guide", ["flow-like noise", "counts its runs", "two sites", "a fixed law"])
+def test_a_guide_is_run_again_unless_its_law_is_fixed(guide):
+    calls = []
+
+    def programs(obs):
+        calls.append(1)
+        loc = obs / 2
+        if guide == "flow-like noise":
+            loc = loc + torch.randn(2, len(obs))[0]
+        if guide == "counts its runs":
+            loc = loc + len(calls)
+        with pyro.plate("data", len(obs), dim=-1):
+            if guide == "two sites":
+                pyro.sample("w", dist.Normal(loc, 1.0))
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    pair = traces.as_pair(gaussian_model, programs)
+    assert traces.has_fixed_law(pair, (OBS,), 0) == (guide == "a fixed law")
 
 
 @pytest.mark.parametrize(("num_particles", "num_data"), [(1, 5000), (50, 300), (5000, 9), (20_000, 2)])
@@ -153,7 +202,7 @@ def test_no_block_grows_with_particles_or_data(num_particles, num_data):
     pair = traces.as_pair(oracle.model, oracle.guide)
     blocks = streaming.Blocks(pair, (oracle.draw(num_data),), num_particles, 0, tiled=False)
     sizes = [block.numel() for start, stop in blocks.data_ranges() for block in blocks.particles(start, stop)]
-    assert max(sizes) <= streaming.BLOCK_ROWS["cpu"]
+    assert max(sizes) <= streaming.TOGETHER["cpu"] * streaming.BLOCK_ROWS["cpu"]
     assert sum(sizes) == num_particles * num_data
     accumulator = Accumulator(num_particles, 9, torch.device("cpu"), jackknife=True)
     accumulator.update(random_weights(num_particles, 9))

@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
-    {"checks", "distributions", "networks", "resnet", "diagnostics", "em", "normal_em", "randomness", "intervals"},
+    {
+        "checks",
+        "distributions",
+        "independent",
+        "networks",
+        "resnet",
+        "diagnostics",
+        "em",
+        "normal_em",
+        "randomness",
+        "intervals",
+    },
     {"spaces", "distributed", "mapped"},
     {"sources", "datasets", "data", "traces", "latents"},
     {"guides"},

@@ -23,7 +23,6 @@ from pyro_vae.priors import (
     LearnedConditional,
     Mixture,
     StandardNormal,
-    UnitNormal,
     VampPrior,
     make_prior,
     mixture,
@@ -248,15 +247,3 @@ def test_the_names_of_a_conditional_priors_parameters_are_those_of_saved_runs():
     cvae = pv.models.CVAE(pv.Binary((3, 3)), pv.Labels((-0.7, -0.7)), latent_dim=2, hidden_dims=(8,))
     found = {name for name in cvae.state_dict() if name.startswith("prior_net")}
     assert found == {f"prior_net.{part}.{end}" for part in ("0.layers.0", "1.linear") for end in ("weight", "bias")}
-
-
-def test_the_unit_normal_has_the_digits_of_the_normal_law():
-    loc = torch.zeros(2)
-    unit, normal = (law(loc, loc + 1, validate_args=False) for law in (UnitNormal, dist.Normal))
-    for shape in ((3, 2), (2,)):
-        for dtype in (torch.float32, torch.float64):
-            value = torch.randn(shape, dtype=dtype)
-            both = (law.expand((3, 2)).log_prob(value) for law in (unit, normal))
-            torch.testing.assert_close(*both, rtol=0, atol=0)
-    assert isinstance(unit.expand((3, 2)), UnitNormal)
-    assert torch.distributions.kl_divergence(dist.Normal(loc, loc + 2), unit).shape == (2,)

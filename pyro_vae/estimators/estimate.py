@@ -46,6 +46,25 @@ class Certificate:
     num_simulated: int
 
 
+@dataclass(frozen=True)
+class PrecisionError:
+    """What linear layers in shorter numbers cost, against float64 with the same noise, on a part of the data.
+
+    Attributes:
+        precision: "tf32" or "float16".
+        mean: mean over these data of log p in this precision less that in float64, nats.
+        largest: the largest difference of a datum, without its sign, nats.
+        num_data: on how many data it was measured.
+        num_particles: particles of each of them.
+    """
+
+    precision: str
+    mean: float
+    largest: float
+    num_data: int
+    num_particles: int
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
     """Per-datum figures of an estimator, float64 arrays of shape (n,).
@@ -69,6 +88,7 @@ class Estimate:
         doubling_ratio: the ratio that it rests on; about 0.5 is healthy, above 0.8 the estimate is not.
         shares: for an estimator with stages, the share of the data that each stage answered for.
         certificate: what the check from both sides says, or None if it was not asked for.
+        precision_error: what the precision of the linear layers costs, or None where they were not shortened.
         notes: what a reader must know beside the numbers, for example that a block was halved for want of memory.
     """
 
@@ -88,6 +108,7 @@ class Estimate:
     doubling_ratio: float | None = None
     shares: dict[str, float] = field(default_factory=dict)
     certificate: Certificate | None = None
+    precision_error: PrecisionError | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -12,9 +12,21 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import diagnostics, spaces
-from pyro_vae.estimators.estimate import ARRAYS, CHAINS, DIRECTIONS, MIN_CHAINS, Certificate, Estimate, flags, pooled
+from pyro_vae.estimators.estimate import (
+    ARRAYS,
+    CHAINS,
+    DIRECTIONS,
+    MIN_CHAINS,
+    Certificate,
+    Estimate,
+    PrecisionError,
+    flags,
+    pooled,
+)
 from pyro_vae.spaces import Space
 
+PARTS: dict[str, Any] = {"certificate": Certificate, "precision_error": PrecisionError}  # dataclasses, by field
+PRECISION_LIMIT = 1e-3  # nats, up to which shorter numbers may move a mean
 FLAGGED_SHARE = 0.1  # share of data with a bad diagnostic from which the error of their mean is not to be trusted
 
 
@@ -110,12 +122,15 @@ class LogLikelihood(Estimate):
     def warning(self) -> str | None:
         """Why the error of `mean` is not to be trusted, or None if nothing speaks against it.
 
-        It is not where a certificate was withheld, where annealing has none (its own weights do not tell its bias), or
-        the diagnostic is bad for more than a tenth of the data. Since k-hat is noisy, a datum counts as bad if k-hat
-        plus 2/√n of its standard errors is above the limit: many data need no further margin.
+        It is not where shorter numbers move it, where a certificate was withheld, where annealing has none (its own
+        weights do not tell its bias), or the diagnostic is bad for more than a tenth of the data. Since k-hat is noisy,
+        a datum counts as bad if k-hat plus 2/√n of its standard errors is above the limit: many data need no further
+        margin.
         """
         if self.direction == "exact":
             return None
+        if self.precision_error is not None and not abs(self.precision_error.mean) < PRECISION_LIMIT:
+            return f"{self.precision_error.precision} moves the mean by {self.precision_error.mean:+.2g} nats"
         if self.certificate is not None and not self.certificate.granted:
             return f"no certificate: {self.certificate.reason}"
         if self.khat is None and self.bad is None and self.estimator not in CHAINS:
@@ -189,7 +204,7 @@ class LogLikelihood(Estimate):
             "seed": self.seed,
             "notes": list(self.notes),
             **({"shares": dict(self.shares)} if self.shares else {}),
-            **({"certificate": dataclasses.asdict(self.certificate)} if self.certificate else {}),
+            **{name: dataclasses.asdict(part) for name in PARTS if (part := getattr(self, name))},
         }
 
     def save(self, path: str | Path) -> None:
@@ -219,7 +234,7 @@ def to_arrays(result: LogLikelihood) -> dict[str, Any]:
     """Arrays as they are, all else as one JSON text under `meta`; the marginal with a prefix."""
     arrays: dict[str, Any] = {name: getattr(result, name) for name in ARRAYS if getattr(result, name) is not None}
     meta = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in (*ARRAYS, "marginal")}
-    meta["certificate"] = dataclasses.asdict(result.certificate) if result.certificate else None
+    meta |= {name: dataclasses.asdict(meta[name]) if meta[name] else None for name in PARTS}
     meta["space"] = {"kind": type(result.space).__name__, **dataclasses.asdict(result.space)}
     arrays["meta"] = np.array(json.dumps(meta))
     if result.marginal is not None:
@@ -233,10 +248,8 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> LogLikelihood:
     inner = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     meta = json.loads(str(arrays["meta"]))
     space = meta.pop("space")
-    kind = getattr(spaces, space.pop("kind"))
-    meta["space"] = kind(**{**space, "shape": tuple(space["shape"])})
+    meta["space"] = getattr(spaces, space.pop("kind"))(**{**space, "shape": tuple(space["shape"])})
     meta["notes"] = tuple(meta["notes"])
-    if meta.get("certificate"):
-        meta["certificate"] = Certificate(**meta["certificate"])
+    meta |= {name: kind(**meta[name]) for name, kind in PARTS.items() if meta.get(name)}
     values: dict[str, Any] = {name: arrays[name] for name in ARRAYS if name in arrays}
     return LogLikelihood(**values, **meta, marginal=from_arrays(inner) if inner else None)

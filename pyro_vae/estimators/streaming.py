@@ -1,21 +1,29 @@
 """Streaming: the log weights of all data and particles in blocks of fixed size, and the sums that are kept of them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, distributed, traces
+from pyro_vae.estimators.head import keep_memory
+from pyro_vae.estimators.precision import Scorer
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
 # Rows (particles x data) of one block. On the CPU the logits of a block stay near the cache; on a GPU a block fills
 # the chip. Fixed per kind of device, so that the same seed gives the same noise whatever memory is free.
 BLOCK_ROWS = {"cpu": 2048, "cuda": 262_144}
+# Blocks that are drawn one by one, each with its seed, and scored at once: of these sizes a model runs fastest.
+TOGETHER = {"cpu": 2, "cuda": 1}
 SERIES_TERMS = 8  # see `Accumulator.jackknife`
 MIN_TAIL = 5  # fewer tail weights than this say nothing of their shape
+
+
+Draw = Callable[[int], tuple[traces.Values, Tensor]]  # that many particles of each datum, and log q of them
 
 
 @dataclass
@@ -31,12 +39,17 @@ class Blocks:
     seed: int
     tiled: bool
     rows: Tensor | None = None
+    precision: str = "float32"  # of the model's linear layers
+    fixed_law: bool = False  # whether one run of the guide is enough for all particles of a datum
     shrunk: int = field(default=1, init=False)  # parts that a block is cut into since memory ran out
 
     def __post_init__(self) -> None:
         rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
         self.block_particles = min(self.num_particles, rows // 4)
         self.block_data = max(1, rows // self.block_particles)
+        self._score = Scorer(self.precision).log_joint
+        if self.args[0].device.type == "cpu":
+            keep_memory()
 
     @property
     def num_rows(self) -> int:
@@ -55,16 +68,37 @@ class Blocks:
         if self.rows is not None:
             data = self.rows[start:stop].tolist()
             args = tuple(arg[self.rows[start:stop]] for arg in self.args)
-        for first in range(0, self.num_particles, self.block_particles):
-            count = min(self.block_particles, self.num_particles - first)
-            reseed(derived_seed(self.seed, start, first), args[0].device)
-            log_weights = self._block(args, count)
+        draw = self._drawer(args)
+        together = self.block_particles * TOGETHER.get(args[0].device.type, 1)
+        for first in range(0, self.num_particles, together):
+            last = min(first + together, self.num_particles)
+            log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
             _check_weights(log_weights, data)
             yield log_weights
 
-    def _block(self, args: tuple[Tensor, ...], count: int) -> Tensor:
+    def _draw(
+        self, draw: Draw, args: tuple[Tensor, ...], start: int, first: int, last: int
+    ) -> tuple[traces.Values, Tensor]:
+        """The particles first..last of all sites, and log q of them, block by block."""
+        drawn = []
+        for begin in range(first, last, self.block_particles):
+            reseed(derived_seed(self.seed, start, begin), args[0].device)
+            drawn.append(draw(min(self.block_particles, last - begin)))
+        if len(drawn) == 1:
+            return drawn[0]
+        values = {name: torch.cat([values[name] for values, _ in drawn]) for name in drawn[0][0]}
+        return values, torch.cat([log_q for _, log_q in drawn])
+
+    def _drawer(self, args: tuple[Tensor, ...]) -> Draw:
+        """What draws that many particles and gives log q of them, the same digits either way."""
+        if self.fixed_law and self.num_particles > self.block_particles:
+            law = traces.guide_law(self.pair, args)
+            if law is not None:
+                return partial(traces.draw_from, *law)
+        return partial(traces.draw_latents, self.pair, args, tiled=self.tiled)
+
+    def _score_block(self, args: tuple[Tensor, ...], count: int, values: traces.Values, log_q: Tensor) -> Tensor:
         """One block; where memory runs out the same draws are scored in halves, so that the noise stays the same."""
-        values, log_q = traces.draw_latents(self.pair, args, count, self.tiled)
         while True:
             try:
                 return self._log_joint(args, values, count) - log_q
@@ -87,17 +121,19 @@ class Blocks:
 
     def _particle_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
         few = traces.take_particles(values, first, last, len(args[0]), self.tiled)
-        return traces.log_joint(self.pair, args, few, last - first, self.tiled)
+        return self._score(self.pair, args, few, last - first, self.tiled)
 
     def _data_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
         few = {name: v[first:last] if self.tiled else v[:, first:last] for name, v in values.items()}
-        return traces.log_joint(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
+        return self._score(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
 
     def notes(self) -> tuple[str, ...]:
         """What happened on the way."""
         tiled = ("the programs ran on tiled data, one row per particle and datum",) if self.tiled else ()
-        shrunk = distributed.largest(self.shrunk)
-        return tiled + ((f"memory ran out: each block was scored in {shrunk} parts",) if shrunk > 1 else ())
+        longer = ("the model was scored in float64, at the draws of the guide",) if self.precision == "float64" else ()
+        parts = distributed.largest(self.shrunk)
+        shrunk = (f"memory ran out: each block was scored in {parts} parts",) if parts > 1 else ()
+        return tiled + longer + shrunk
 
 
 def _check_weights(log_weights: Tensor, data: Sequence[int]) -> None:

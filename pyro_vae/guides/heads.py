@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
+from pyro_vae import independent
+
 
 def linear(in_dim: int, out_dim: int, gain: float = 1.0) -> nn.Linear:
     """A linear map with Glorot's weights times `gain`, and biases of zero."""
@@ -29,7 +31,7 @@ def shrink(layer: Any, factor: float) -> None:
 def diagonal_normal(parameters: Tensor) -> TorchDistribution:
     """N(μ, diag σ²) of (μ, log σ), shape (..., 2 latent_dim)."""
     loc, log_scale = parameters.chunk(2, -1)
-    return dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(1)
+    return independent.diagonal_normal(loc, log_scale.exp())
 
 
 def location_scale(parameters: Tensor, flows: Sequence[Transform]) -> TorchDistribution:

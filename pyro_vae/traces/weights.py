@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.randomness import own_randomness
 from pyro_vae.traces.pair import Pair, Program, Values
 from pyro_vae.traces.records import latent_nodes, log_prob_sum, record, sample_sites, was_observed
 
@@ -21,6 +22,39 @@ def draw_latents(pair: Pair, args: tuple[Tensor, ...], num_particles: int, tiled
     trace = record(pair.guide, args, num_particles, tiled)
     values = {name: site["value"] for name, site in latent_nodes(trace).items()}
     return values, log_prob_sum(trace, args[0], num_particles, tiled, program="guide")
+
+
+def guide_law(pair: Pair, args: tuple[Tensor, ...]) -> tuple[str, Any] | None:
+    """The name of the guide's latent site and its law, batch shape (n,); None unless there is one such site."""
+    sites = latent_nodes(poutine.trace(pair.guide).get_trace(*args))
+    for name, site in sites.items():
+        if len(sites) == 1 and tuple(getattr(site["fn"], "batch_shape", ())) == (len(args[0]),):
+            return name, site["fn"]
+    return None
+
+
+def draw_from(name: str, law: Any, num_particles: int) -> tuple[Values, Tensor]:
+    """What `draw_latents` gives, from what `guide_law` gave: the guide is not run again."""
+    law = law.expand((num_particles, *law.batch_shape))
+    value = law()
+    return {name: value}, law.log_prob(value).double()
+
+
+def has_fixed_law(pair: Pair, args: tuple[Tensor, ...], seed: int) -> bool:
+    """Whether the guide draws its latent from a law that is the same whenever it runs: then one run is enough.
+
+    Two runs with the same random numbers tell, one under the plate of particles, one not: a guide that draws anything
+    else, or whose law depends on how often it ran, gives other latents in the second.
+    """
+    few = tuple(arg[:2] for arg in args)
+    law = guide_law(pair, few)
+    if law is None:
+        return False
+    with own_randomness(seed, few[0].device):
+        values, log_q = draw_latents(pair, few, 3, tiled=False)
+    with own_randomness(seed, few[0].device):
+        again, log_q_again = draw_from(*law, 3)
+    return torch.equal(log_q, log_q_again) and all(torch.equal(value, again[name]) for name, value in values.items())
 
 
 def log_joint(pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool) -> Tensor:

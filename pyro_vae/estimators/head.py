@@ -1,0 +1,196 @@
+"""The last linear layer and the pixels that it gives as one step: their logits are never whole in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.independent import PART, log_mass, log_product, pixel_sum
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+SMALLEST = 2**18  # numbers: a layer that gives fewer is multiplied out at once
+SHARED = 4  # rows with the same bits, from which a product with the bits of each datum is worth while
+FACTS = {
+    Tensor.dim,
+    Tensor.element_size,
+    Tensor.is_floating_point,
+    Tensor.numel,
+    Tensor.size,
+    *(getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_cuda", "ndim", "requires_grad", "shape")),
+}
+VIEWS = {  # what leaves all numbers in their order, if it leaves their number
+    torch.broadcast_tensors,
+    torch.flatten,
+    Tensor.expand,
+    Tensor.flatten,
+    Tensor.reshape,
+    Tensor.squeeze,
+    Tensor.unflatten,
+    Tensor.unsqueeze,
+    Tensor.view,
+}
+
+
+def keep_memory() -> None:
+    """Let the C library keep the memory of freed tensors of a block's size, as it does once it has freed a larger one.
+
+    Until then glibc gives every such tensor back to the system, which then clears its pages anew for the next: a
+    quarter of the time of a block.
+    """
+    torch.empty(4 * PART)
+
+
+class LinearLayers(TorchFunctionMode):
+    """Runs linear layers inside its context by a function of its own, and large ones no sooner than needed.
+
+    It changes no module: it steps in for `torch.nn.functional.linear`, wherever that is called. Where gradients are
+    recorded no layer waits.
+
+    Args:
+        linear: called as `linear(input, weight, bias)`.
+    """
+
+    def __init__(self, linear: Linear = functional.linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.linear:
+            return self._layer(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        product = Product(self.linear, _plain(input), weight, bias)
+        waits = product.shape.numel() >= SMALLEST and input.ndim > 1 and not torch.is_grad_enabled()
+        return deferred(product) if waits else product.value()
+
+
+@dataclass
+class Product:
+    """A linear layer and its input, not multiplied out unless `value` is asked for."""
+
+    linear: Linear
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    known: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the output."""
+        return torch.Size((*self.input.shape[:-1], len(self.weight)))
+
+    def value(self) -> Tensor:
+        """The output."""
+        if self.known is None:
+            self.known = self.linear(self.input, self.weight, self.bias)
+        return self.known
+
+    def log_mass(self, shape: torch.Size, bits: Tensor) -> Tensor:
+        """`independent.log_mass` of the output, in a shape (..., D), in parts that stay in a CPU's cache."""
+        rows, bits = self.input.reshape(*shape[:-1], self.input.shape[-1]), bits.expand(shape)
+        if shape[0] == 1 and len(shape) > 2:
+            return self.log_mass(shape[1:], bits[0]).unsqueeze(0)
+        num_parts = -(-shape.numel() // PART) if rows.device.type == "cpu" else 1
+        if self.linear is functional.linear and shape[0] >= SHARED and bits.stride(0) == 0:
+            return shared_log_mass(rows, self.weight, self.bias, bits[0], num_parts)
+        parts = zip(rows.chunk(num_parts), bits.chunk(num_parts), strict=True)
+        masses = [pixel_sum(self.linear(h, self.weight, self.bias), x, overwrite=True) for h, x in parts]
+        return torch.cat(masses)
+
+
+def shared_log_mass(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, num_parts: int) -> Tensor:
+    r"""Log mass of bits that many rows share, by logits l = W h + b that are computed and overwritten part by part.
+
+    x·l - Σ softplus(l) = (x - ½)·l - ½ Σ |l| + Σ log σ(|l|), and the first term is h·u + c with u = Wᵀ(x - ½) and
+    c = b·(x - ½): it needs no logits.
+
+    Args:
+        rows: h, shape (K, ..., H).
+        weight: W, shape (D, H).
+        bias: b, shape (D,), or None.
+        bits: x, shape (..., D).
+        num_parts: along the first dimension of `rows`.
+
+    Returns:
+        Shape (K, ...), nats.
+    """
+    centred = bits - 0.5
+    linear = (rows * (centred @ weight)).sum(-1)
+    if bias is not None:
+        linear += centred @ bias
+    flat = rows.flatten(0, -2)
+    space = flat.new_empty(-(-len(flat) // num_parts), len(weight))
+    even = [even_sum(part, weight, bias, space[: len(part)]) for part in flat.chunk(num_parts)]
+    return torch.cat(even).reshape(linear.shape).add_(linear)
+
+
+def even_sum(rows: Tensor, weight: Tensor, bias: Tensor | None, space: Tensor) -> Tensor:
+    """Σ log σ(|l|) - ½ Σ |l|, shape (n,), by logits (n, D) that are written to `space` and lost there."""
+    logits = torch.mm(rows, weight.T, out=space)
+    if bias is not None:
+        logits += bias
+    size = logits.abs_().sum(-1)
+    return log_product(logits.sigmoid_()).sub_(size, alpha=0.5)
+
+
+class Deferred(Tensor):
+    """The output of a linear layer before it is multiplied out, in a shape that keeps its numbers in their order.
+
+    `log_mass` takes it as it is. Whatever else is done with it is done with the numbers.
+    """
+
+    product: Product
+    outline: Tensor  # a tensor without numbers, which knows what shape a view has
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args and isinstance(args[0], Deferred) else None
+        if first is not None and not kwargs:
+            if func in FACTS:
+                return super().__torch_function__(func, types, args)
+            if func in VIEWS and not any(isinstance(each, Deferred) for each in args[1:]):
+                return _view(func, first, *args[1:])
+            if func is log_mass and first.takes(args[1]):
+                return first.product.log_mass(first.outline.shape, args[1])
+        return func(*_plain(args), **_plain(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return func(*_plain(args), **_plain(kwargs or {}))  # what reached torch by another way
+
+    def takes(self, bits: Tensor) -> bool:
+        """Whether these are logits of such bits: a row of numbers for each row of the layer's input."""
+        shape = self.outline.shape
+        return type(bits) is Tensor and bits.ndim <= len(shape) > 1 and shape[-1] == self.product.shape[-1]
+
+
+def deferred(product: Product, outline: Tensor | None = None) -> Deferred:
+    """A layer that waits; `outline` gives its shape where that is another than the layer's own."""
+    outline = torch.empty(product.shape, device="meta") if outline is None else outline
+    dtype, device = product.input.dtype, product.input.device
+    made = Tensor._make_wrapper_subclass(Deferred, outline.shape, dtype=dtype, device=device)
+    made.product, made.outline = product, outline
+    return made
+
+
+def _view(func: Any, first: Deferred, *args: Any) -> Any:
+    found = func(first.outline, *args)
+    outline = found if isinstance(found, Tensor) else found[0]
+    if outline.numel() != first.outline.numel():  # it is copied
+        return func(_plain(first), *args)
+    view = deferred(first.product, outline)
+    return view if isinstance(found, Tensor) else [view]
+
+
+def _plain(value: Any) -> Any:
+    """With numbers in place of what waits."""
+    if isinstance(value, Deferred):
+        return value.product.value().reshape(value.outline.shape)
+    if isinstance(value, list | tuple):
+        return type(value)([_plain(each) for each in value])
+    return {name: _plain(each) for name, each in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,141 @@
+"""Linear layers in shorter numbers, and in float64, which tells what that costs.
+
+The inputs and the weights of a layer are rounded, their products are summed in float32, and the bias is added in
+float32. Convolutions and whatever else a model does stay as they are, and so does the guide: draws and log q(z | x) are
+the same in every precision.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_vae import traces
+from pyro_vae.checks import check_choice
+from pyro_vae.estimators.head import LinearLayers
+from pyro_vae.traces import Pair, Values
+
+PRECISIONS = ("float32", "tf32", "float16", "float64")
+REDUCED = ("tf32", "float16")
+TF32_BITS = 13  # of a float32's mantissa that TF32 does without
+
+
+class Scorer:
+    """`traces.log_joint` in one precision.
+
+    Args:
+        precision: "float32" (whatever the parameters are), "tf32", "float16", or "float64".
+    """
+
+    def __init__(self, precision: str = "float32") -> None:
+        check_choice("precision", precision, PRECISIONS)
+        self.precision = precision
+
+    def log_joint(
+        self, pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool
+    ) -> Tensor:
+        """Log p(x_n, z_k), shape (num_particles, n), nats.
+
+        Raises:
+            ValueError: a number that enters a linear layer is too large for float16.
+        """
+        if self.precision == "float64":
+            args, values = _doubled(args), dict(zip(values, _doubled(values.values()), strict=True))
+            with _in_float64(pair.modules), LinearLayers(_double_linear):
+                return traces.log_joint(pair, args, values, num_particles, tiled)
+        rounded = Rounded(self.precision) if self.precision in REDUCED else None
+        with LinearLayers(rounded or functional.linear):
+            found = traces.log_joint(pair, args, values, num_particles, tiled)
+        if rounded is not None:
+            rounded.check()
+        return found
+
+
+class Rounded:
+    """`torch.nn.functional.linear` of rounded inputs and weights, summed in float32, plus the bias as it is.
+
+    Args:
+        precision: "tf32", a mantissa of 10 bits and the range of float32, or "float16", the same mantissa up to 65504.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.overflow: Tensor | None = None
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = input.reshape(-1, input.shape[-1])
+        product = self._tf32(rows, weight) if self.precision == "tf32" else self._float16(rows, weight)
+        output = product.to(input.dtype) if bias is None else product.to(input.dtype).add_(bias)
+        return output.reshape(*input.shape[:-1], len(weight))
+
+    def _tf32(self, rows: Tensor, weight: Tensor) -> Tensor:
+        if rows.is_cuda:
+            with tf32_products():
+                return rows.float() @ weight.float().T
+        return to_tf32(rows) @ to_tf32(weight).T  # what the chip does, up to the order of its sums
+
+    def _float16(self, rows: Tensor, weight: Tensor) -> Tensor:
+        short, short_weight = rows.half(), weight.half()
+        self._watch(short, rows)
+        self._watch(short_weight, weight)
+        if rows.is_cuda:
+            return torch.mm(short, short_weight.T, out_dtype=torch.float32)
+        return short.float() @ short_weight.float().T
+
+    def _watch(self, short: Tensor, whole: Tensor) -> None:
+        """Remember an overflow on the device: asking for it at every layer would stop a GPU at every layer."""
+        bad = (short.isinf() & whole.isfinite()).any()
+        self.overflow = bad if self.overflow is None else self.overflow | bad
+
+    def check(self) -> None:
+        """Raise a ValueError if a number was too large since the start."""
+        if self.overflow is not None and bool(self.overflow):
+            raise ValueError(
+                "a number that enters a linear layer is beyond 65504, the largest of float16; take precision='tf32' or "
+                "'float32'"
+            )
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    """Float32 numbers rounded to a mantissa of 10 bits, ties to even; NaN and infinities stay."""
+    bits = values.float().contiguous().view(torch.int32)
+    odd = (bits >> TF32_BITS) & 1
+    rounded = (bits + (2 ** (TF32_BITS - 1) - 1) + odd) & -(2**TF32_BITS)
+    return torch.where(values.isfinite(), rounded.view(torch.float32), values.float())
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Matrix products of float32 in TF32 on a GPU; the setting of the process is as before afterwards."""
+    backend = torch.backends.cuda.matmul
+    name, value = ("fp32_precision", "tf32") if hasattr(backend, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(backend, name)
+    setattr(backend, name, value)
+    try:
+        yield
+    finally:
+        setattr(backend, name, before)
+
+
+def _doubled(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(each.double() if each.is_floating_point() else each for each in tensors)
+
+
+def _double_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return functional.linear(input.double(), weight.double(), None if bias is None else bias.double())
+
+
+@contextmanager
+def _in_float64(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Parameters and buffers in float64 inside; the very same tensors as before afterwards."""
+    tensors = [each for root in modules for each in (*root.parameters(), *root.buffers()) if each.is_floating_point()]
+    before = [each.data for each in tensors]
+    try:
+        for each in tensors:
+            each.data = each.data.double()
+        yield
+    finally:
+        for each, data in zip(tensors, before, strict=True):
+            each.data = data

@@ -1,0 +1,130 @@
+"""Laws of independent coordinates whose log-probability is taken as one sum: black and white pixels, normal latents."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+PART = 2**19  # numbers that are summed together on a CPU: two temporaries of that size stay in its cache
+HALVINGS = 6  # a product of 2^6 numbers from [1/2, 1] is at least 2^-64, far from the smallest float32
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+
+
+class BernoulliPixels(dist.Independent):
+    r"""Independent Bernoulli pixels by logits l: log p(x) = Σ_d [x_d l_d - softplus(l_d)], nats.
+
+    The same law as `Bernoulli(logits=l).to_event(n)`, with `log_mass` in place of the sum over single pixels.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of pixels (..., *shape), shape (...)."""
+        if self._validate_args:
+            self.base_dist._validate_sample(value)
+        logits, start = self.base_dist.logits, -self.reinterpreted_batch_ndims
+        return log_mass(logits.flatten(start), value.to(logits.dtype).flatten(start))
+
+
+def bernoulli_pixels(logits: Tensor, num_dims: int) -> Any:
+    """Bernoulli pixels by logits (..., *shape), where `shape` has `num_dims` entries."""
+    pixels = dist.Bernoulli(logits=logits, validate_args=False)
+    return BernoulliPixels(pixels, num_dims) if num_dims else pixels
+
+
+def log_mass(logits: Tensor, bits: Tensor) -> Tensor:
+    r"""Σ_d [x_d l_d - softplus(l_d)], with one logarithm for many pixels.
+
+    softplus(l) = max(l, 0) - log σ(|l|), and Σ_d log σ(|l_d|) is the logarithm of products of up to 64 factors, each of
+    them in [1/2, 1]: nothing is left out. Exponential and logarithm of every pixel are most of what a plain sum costs.
+
+    Args:
+        logits: l, shape (..., D); what is shorter than float32 is summed in float32.
+        bits: x, broadcastable with `logits`.
+
+    Returns:
+        Shape (...), nats.
+    """
+    if has_torch_function((logits, bits)):
+        return handle_torch_function(log_mass, (logits, bits), logits, bits)
+    if logits.element_size() < 4:
+        logits, bits = logits.float(), bits.float()
+    return _LogMass.apply(*torch.broadcast_tensors(logits, bits))
+
+
+class _LogMass(torch.autograd.Function):
+    """`log_mass` whose gradient, x - σ(l), needs nothing but its arguments."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, bits: Tensor) -> Tensor:
+        num_parts = -(-logits.numel() // PART) if logits.device.type == "cpu" and logits.ndim > 1 else 1
+        parts = zip(logits.chunk(num_parts), bits.chunk(num_parts), strict=True)
+        masses = [pixel_sum(*part) for part in parts]
+        return torch.cat(masses) if len(masses) > 1 else masses[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logits, bits = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        of_logits = (bits - logits.sigmoid()) * grad if ctx.needs_input_grad[0] else None
+        return of_logits, logits * grad if ctx.needs_input_grad[1] else None
+
+    @staticmethod
+    def jvp(ctx: Any, of_logits: Tensor | None, of_bits: Tensor | None) -> Tensor:
+        logits, bits = ctx.saved_tensors
+        terms = [] if of_logits is None else [(bits - logits.sigmoid()) * of_logits]
+        terms += [] if of_bits is None else [logits * of_bits]
+        return sum(terms[1:], terms[0]).sum(-1)
+
+
+def pixel_sum(logits: Tensor, bits: Tensor, *, overwrite: bool = False) -> Tensor:
+    """`log_mass` of one part; with `overwrite` the logits are gone afterwards."""
+    missed = torch.addcmul(logits.relu(), logits, bits, value=-1).sum(-1)  # Σ max(l, 0) - x l
+    return log_product((logits.abs_() if overwrite else logits.abs()).sigmoid_()) - missed
+
+
+def log_product(factors: Tensor) -> Tensor:
+    """Σ_d log f_d of factors in [1/2, 1], shape (..., D), which are gone afterwards; shape (...)."""
+    width = factors.shape[-1]
+    for _ in range(HALVINGS):
+        half = -(-width // 2)
+        factors[..., : width - half].mul_(factors[..., half:width])  # of an odd number the one in the middle waits
+        width = half
+    return factors[..., :width].log().sum(-1)
+
+
+class DiagonalNormal(dist.Independent):
+    r"""Independent normals: log p(z) = -½ Σ_j ((z_j - μ_j)/σ_j)² - Σ_j log σ_j - (D/2) log 2π, nats.
+
+    The same law as `Normal(μ, σ).to_event(n)`; particles that share σ share its logarithm.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of (..., *event_shape), shape (...)."""
+        law, dims = self.base_dist, tuple(range(-self.reinterpreted_batch_ndims, 0))
+        if self._validate_args:
+            law._validate_sample(value)
+        square = ((value - law.loc) / law.scale).square().sum(dims)
+        log_scale = _once(law.scale).log()
+        log_scale = log_scale.expand(*log_scale.shape[: dims[0]], *self.event_shape)
+        return -0.5 * square - (log_scale + HALF_LOG_TAU).sum(dims)
+
+
+def diagonal_normal(loc: Tensor, scale: Tensor) -> DiagonalNormal:
+    """Normals with mean and scale of shape (..., D), independent along the last dimension."""
+    return DiagonalNormal(dist.Normal(loc, scale, validate_args=False), 1)
+
+
+def _once(values: Tensor) -> Tensor:
+    """What `expand` made copies of, along every dimension in which it did."""
+    for dim, (size, stride) in enumerate(zip(values.shape, values.stride(), strict=True)):
+        values = values.narrow(dim, 0, 1) if size > 1 and stride == 0 else values
+    return values
