@@ -88,17 +88,18 @@ class _LogMass(torch.autograd.Function):
 def pixel_sum(logits: Tensor, bits: Tensor, *, overwrite: bool = False) -> Tensor:
     """`log_mass` of one part; with `overwrite` the logits are gone afterwards."""
     missed = torch.addcmul(logits.relu(), logits, bits, value=-1).sum(-1)  # Σ max(l, 0) - x l
-    return log_product((logits.abs_() if overwrite else logits.abs()).sigmoid_()) - missed
+    factors = (logits.abs_() if overwrite else logits.abs()).sigmoid_()
+    return products(factors, HALVINGS).log().sum(-1) - missed
 
 
-def log_product(factors: Tensor) -> Tensor:
-    """Σ_d log f_d of factors in [1/2, 1], shape (..., D), which are gone afterwards; shape (...)."""
+def products(factors: Tensor, num_halvings: int) -> Tensor:
+    """Products of up to 2^num_halvings of the numbers (..., D), which are lost; shape (..., D / 2^num_halvings)."""
     width = factors.shape[-1]
-    for _ in range(HALVINGS):
+    for _ in range(num_halvings):
         half = -(-width // 2)
         factors[..., : width - half].mul_(factors[..., half:width])  # of an odd number the one in the middle waits
         width = half
-    return factors[..., :width].log().sum(-1)
+    return factors[..., :width]
 
 
 class DiagonalNormal(dist.Independent):

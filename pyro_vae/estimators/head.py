@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.independent import PART, log_mass, log_product, pixel_sum
+from pyro_vae.independent import PART, log_mass, pixel_sum, products
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SMALLEST = 2**18  # numbers: a layer that gives fewer is multiplied out at once
-SHARED = 4  # rows with the same bits, from which a product with the bits of each datum is worth while
+SHARED = 128  # rows with the same bits, from which a layer of their own is worth while
+SAFE = 1e-30  # no product of probabilities that ends above it came near the smallest float32 on its way
 FACTS = {
     Tensor.dim,
     Tensor.element_size,
@@ -95,47 +96,60 @@ class Product:
         rows, bits = self.input.reshape(*shape[:-1], self.input.shape[-1]), bits.expand(shape)
         if shape[0] == 1 and len(shape) > 2:
             return self.log_mass(shape[1:], bits[0]).unsqueeze(0)
-        num_parts = -(-shape.numel() // PART) if rows.device.type == "cpu" else 1
-        if self.linear is functional.linear and shape[0] >= SHARED and bits.stride(0) == 0:
-            return shared_log_mass(rows, self.weight, self.bias, bits[0], num_parts)
+        on_cpu = rows.device.type == "cpu"
+        if (
+            on_cpu
+            and self.linear is functional.linear
+            and shape[0] >= SHARED
+            and bits.stride(0) == 0
+            and _is_binary(bits[0])
+        ):
+            return shared_log_mass(rows, self.weight, self.bias, bits[0])
+        num_parts = -(-shape.numel() // PART) if on_cpu else 1
         parts = zip(rows.chunk(num_parts), bits.chunk(num_parts), strict=True)
         masses = [pixel_sum(self.linear(h, self.weight, self.bias), x, overwrite=True) for h, x in parts]
         return torch.cat(masses)
 
 
-def shared_log_mass(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, num_parts: int) -> Tensor:
-    r"""Log mass of bits that many rows share, by logits l = W h + b that are computed and overwritten part by part.
+def shared_log_mass(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor) -> Tensor:
+    r"""Log mass of bits that many rows share, Σ_d log σ(t_d) with t = s ∘ (W h + b) and s = 2x - 1.
 
-    x·l - Σ softplus(l) = (x - ½)·l - ½ Σ |l| + Σ log σ(|l|), and the first term is h·u + c with u = Wᵀ(x - ½) and
-    c = b·(x - ½): it needs no logits.
+    The signs go into the layer, once for all rows, so that its output is the logits of what was observed, and the
+    logarithms are those of products of probabilities. Nothing cancels, and no step needs the bits.
 
     Args:
         rows: h, shape (K, ..., H).
         weight: W, shape (D, H).
         bias: b, shape (D,), or None.
-        bits: x, shape (..., D).
-        num_parts: along the first dimension of `rows`.
+        bits: x, shape (..., D), zeros and ones.
 
     Returns:
         Shape (K, ...), nats.
     """
-    centred = bits - 0.5
-    linear = (rows * (centred @ weight)).sum(-1)
-    if bias is not None:
-        linear += centred @ bias
-    flat = rows.flatten(0, -2)
-    space = flat.new_empty(-(-len(flat) // num_parts), len(weight))
-    even = [even_sum(part, weight, bias, space[: len(part)]) for part in flat.chunk(num_parts)]
-    return torch.cat(even).reshape(linear.shape).add_(linear)
+    data = rows.flatten(1, -2).unbind(1) if rows.ndim > 2 else [rows]
+    step = max(1, PART // len(weight))
+    space = rows.new_empty(min(step, len(rows)), len(weight))
+    masses = []
+    for hidden, x in zip(data, bits.reshape(-1, len(weight)), strict=True):
+        sign = 2 * x - 1
+        layer = weight * sign[:, None], None if bias is None else bias * sign
+        masses.append(torch.cat([_log_observed(part, *layer, space[: len(part)]) for part in hidden.split(step)]))
+    return torch.stack(masses, 1).reshape(rows.shape[:-1])
 
 
-def even_sum(rows: Tensor, weight: Tensor, bias: Tensor | None, space: Tensor) -> Tensor:
-    """Σ log σ(|l|) - ½ Σ |l|, shape (n,), by logits (n, D) that are written to `space` and lost there."""
+def _is_binary(bits: Tensor) -> bool:
+    return bool(((bits == 0) | (bits == 1)).all())
+
+
+def _log_observed(rows: Tensor, weight: Tensor, bias: Tensor | None, space: Tensor) -> Tensor:
+    """Σ_d log σ(t_d), shape (n,), of logits (n, D) that are written to `space` and lost there."""
     logits = torch.mm(rows, weight.T, out=space)
     if bias is not None:
         logits += bias
-    size = logits.abs_().sum(-1)
-    return log_product(logits.sigmoid_()).sub_(size, alpha=0.5)
+    probabilities = products(logits.sigmoid_(), 4)
+    if bool((probabilities > SAFE).all()):
+        return probabilities.log().sum(-1)
+    return functional.logsigmoid(functional.linear(rows, weight, bias)).sum(-1)  # too unlikely for a product, or NaN
 
 
 class Deferred(Tensor):
