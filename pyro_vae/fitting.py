@@ -134,7 +134,7 @@ def _maximum_likelihood(
 
         model.to(device)
         own = {name: value for name, value in {"seed": seed, "progress": tick}.items() if name in known}
-        trace = own_way(data.train.obs.to(device), **own, **settings)
+        trace = own_way(data.train.obs, **own, **settings)  # which moves what it needs to the device
         svi.mark_fitted(model)
     rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
     history = History(rows, len(rows), None, "finished", time.perf_counter() - started)

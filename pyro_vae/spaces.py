@@ -70,15 +70,22 @@ class Space(ABC):
             raise ValueError(f"{what} must hold at least one observation, got an empty array")
         if not obs.is_floating_point():
             raise ValueError(f"{what} must be a floating point tensor, got {obs.dtype}")
-        finite = obs.isfinite()
-        if not bool(finite.all()):
+        rows = max(1, CHECK_SIZE // self.num_dims)
+        for first in range(0, len(obs), rows):  # so that data mapped from disk are not all in memory
+            self._check_values(obs[first : first + rows], first, what)
+
+    def _check_values(self, obs: "Tensor", first: int, what: str) -> None:
+        """The same for a part of the data, whose first datum has the index `first`."""
+        low, high = obs.aminmax()  # NaN if there is one
+        if not bool(low.isfinite() & high.isfinite()):
+            finite = obs.isfinite()
             index = int((~finite).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f"{what} must be finite, but datum {index} holds NaN or an infinity")
+            raise ValueError(f"{what} must be finite, but datum {first + index} holds NaN or an infinity")
         outside = self._outside(obs)
         if bool(outside.any()):
             index = int(outside.flatten(1).any(1).nonzero()[0])
             value = float(obs[index][outside[index]].flatten()[0])
-            raise ValueError(f"{what} must hold {self._values()} for {self}, but datum {index} holds {value:g}")
+            raise ValueError(f"{what} must hold {self._values()} for {self}, but datum {first + index} holds {value:g}")
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,7 @@ class Real(Space):
         return -mean_log_prob / (self.num_dims * math.log(2)) + math.log2(self.levels)
 
     def _outside(self, obs: "Tensor") -> "Tensor":
-        return obs != obs
+        return obs[:0] != obs[:0]  # no finite value
 
     def _values(self) -> str:
         return "real numbers"
@@ -212,6 +219,7 @@ class Real(Space):
         return "Real" if self.levels is None else f"Real(from {self.levels} levels)"
 
 
+CHECK_SIZE = 2**18  # numbers checked at a time
 MIN_SCALE = 1e-3  # keeps a density finite on pixels that never vary; in units of the (half) range
 
 
