@@ -5,14 +5,13 @@ from collections.abc import Callable
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
+from ..binary_em import BinaryPixels, mean_image
 from ..distributions import BernoulliComponents, Mixture
-from ..em import EMPTY, Params, expectation_maximization
+from ..em import expectation_maximization
+from ..em_pass import double
 from ..spaces import Binary, Space
 from ..traces import announce
-
-MIN_PROB = 1e-6  # least θ and 1 - θ
 
 
 class BernoulliMixture(nn.Module):
@@ -67,55 +66,45 @@ class BernoulliMixture(nn.Module):
         num_iterations: int = 100,
         num_restarts: int = 1,
         tolerance: float = 0.02,
+        batch_size: int | None = None,
+        decay: float = 0.7,
+        warm_start: bool = False,
         progress: Callable[[int, float], None] | None = None,
     ) -> list[float]:
-        """Fit by EM; arguments as in `em.expectation_maximization`, which this calls.
+        """Fit by EM, or by stepwise EM with an update after each `batch_size` data.
+
+        Passes are in float32 and the last one is in float64: see `em.expectation_maximization`, which this calls.
 
         Args:
-            obs: data (n, *shape).
-            seed: of the starts.
+            obs: data (n, *shape), which may be mapped from disk: one block of them, or one batch, is read at a time.
+            seed: of the starts and of the order of the data.
             num_iterations: passes over the data, at most.
             num_restarts: number of starts.
             tolerance: least gain of a pass, nats per datum.
+            batch_size: data per update, or None for one update per pass.
+            decay: κ of the step sizes (t + 2)^-κ of stepwise EM, above ½ and at most 1.
+            warm_start: go on from the present parameters instead of k-means.
             progress: called with (iteration, objective).
 
         Returns:
-            Mean log p(x) + log prior / n of each pass, nats per datum.
+            Mean log p(x) + log prior / n of each pass, nats per datum; the last is exact for the parameters found.
         """
         self.space.check(obs)
-        rows = obs.flatten(1).to(self.pixel_logits)
+        rows = obs if batch_size else obs.to(self.logits.device)
+        mean = mean_image(rows, self.logits.device)
         params, trace = expectation_maximization(
-            _BinaryPixels(rows, self.pseudo_count),
+            BinaryPixels(mean, self.pseudo_count),
             rows,
             self.num_components,
+            fast=BinaryPixels(mean, self.pseudo_count, torch.float32),
+            params=double(self) if warm_start else None,
             seed=seed,
             num_iterations=num_iterations,
-            num_restarts=num_restarts,
+            num_restarts=1 if warm_start else num_restarts,
             tolerance=tolerance,
+            batch_size=batch_size,
+            decay=decay,
             progress=progress,
         )
         self.load_state_dict(params)
         return trace
-
-
-class _BinaryPixels:
-    """E and M step of Bernoulli pixels."""
-
-    def __init__(self, rows: Tensor, pseudo_count: float) -> None:
-        self.dtype, self.pseudo_count = rows.dtype, pseudo_count
-        self.mean = (rows.sum(0, dtype=torch.float64) + 0.5) / (len(rows) + 1)
-
-    def components(self, params: Params) -> BernoulliComponents:
-        return BernoulliComponents(params["pixel_logits"].to(self.dtype))
-
-    def statistics(self, rows: Tensor, resp: Tensor) -> tuple[Tensor, ...]:
-        return (resp.T @ rows,)
-
-    def maximize(self, counts: Tensor, sums: list[Tensor], params: Params | None) -> Params:
-        total = (counts + self.pseudo_count).clamp(min=EMPTY).unsqueeze(-1)
-        prob = (sums[0] + self.pseudo_count * self.mean) / total
-        return {"pixel_logits": prob.clamp(MIN_PROB, 1 - MIN_PROB).logit()}
-
-    def log_prior(self, components: BernoulliComponents) -> Tensor:
-        logits = components.logits.double()
-        return self.pseudo_count * (self.mean * logits - softplus(logits)).sum()

@@ -16,12 +16,16 @@ from ..distributions import (
     NormalComponents,
     discretized_normal_moments,
 )
-from ..em import Params, expectation_maximization
-from ..normal_em import GreyLevels, RealPixels
+from ..em import expectation_maximization
+from ..em_pass import Params, double, spread_rows
+from ..grey_em import GreyLevels
+from ..normal_em import RealPixels
 from ..spaces import Quantized, Real, Space
 from ..traces import announce
 
 COVARIANCES = ("diagonal", "full", "spherical", "low_rank")
+PRECISIONS = ("mixed", "double")
+ORIGIN_ROWS = 1024  # whose mean is a point amid the data
 
 
 class GaussianMixture(nn.Module):
@@ -76,16 +80,20 @@ class GaussianMixture(nn.Module):
 
     def components(self, params: Params) -> Components:
         """The laws p_k at parameters named as this module's own."""
-        loc, scale = params["loc"], self.min_scale + params["log_scale"].exp()
         if isinstance(self.space, Quantized):
-            level = torch.arange(self.space.levels, dtype=loc.dtype, device=loc.device)
-            law = DiscretizedNormal(loc.unsqueeze(-1), scale.unsqueeze(-1), len(level), validate_args=False)
-            return LevelComponents(law.log_prob(level))  # (K, D, L)
+            return self._rounded(params, self.space.levels)
+        loc, scale = params["loc"], self.min_scale + params["log_scale"].exp()
         if self.covariance == "full":
             return CorrelatedComponents(loc, params["lower"].tril(-1) + scale.diag_embed())
         if self.covariance == "low_rank":
             return CorrelatedComponents(loc, params["loadings"], scale)
         return NormalComponents(loc, scale.expand_as(loc))
+
+    def _rounded(self, params: Params, levels: int) -> LevelComponents:
+        loc, scale = params["loc"].unsqueeze(-1), self.min_scale + params["log_scale"].exp().unsqueeze(-1)
+        level = torch.arange(levels, dtype=loc.dtype, device=loc.device)
+        law = DiscretizedNormal(loc, scale, levels, validate_args=False)
+        return LevelComponents(law.log_prob(level))  # (K, D, L)
 
     def distribution(self) -> Mixture:
         """p(x)."""
@@ -112,24 +120,59 @@ class GaussianMixture(nn.Module):
         num_iterations: int = 200,
         num_restarts: int = 3,
         tolerance: float = 1e-3,
+        precision: str = "mixed",
+        batch_size: int | None = None,
+        decay: float = 0.7,
+        warm_start: bool = False,
         progress: Callable[[int, float], None] | None = None,
     ) -> list[float]:
-        """Fit by EM in float64, data (n, *shape); arguments and trace as in `em.expectation_maximization`."""
+        """Fit by EM, or by stepwise EM with an update after each `batch_size` data.
+
+        With "mixed", passes over diagonal and spherical normals are in float32 about a centre that loses few digits;
+        each one is held to float64 on a sample, and the last one is in float64: see `em.expectation_maximization`. On
+        MNIST (50,000 x 784 real pixels, 30 passes from one start) no pass was off by more than 0.0001 nats with K = 10,
+        none of 15 by more than 0.0002 with K = 100; what was reached differed from "double" by less than 0.00001.
+        Full and low-rank covariances and grey levels are in float64 either way.
+
+        Args:
+            obs: data (n, *shape), which may be mapped from disk: one block of them, or one batch, is read at a time.
+            seed: of the starts and of the order of the data.
+            num_iterations: passes over the data, at most.
+            num_restarts: number of starts.
+            tolerance: least gain of a pass, nats per datum.
+            precision: "mixed" or "double".
+            batch_size: data per update, or None for one update per pass.
+            decay: κ of the step sizes (t + 2)^-κ of stepwise EM, above ½ and at most 1.
+            warm_start: go on from the present parameters instead of k-means.
+            progress: called with (iteration, objective).
+
+        Returns:
+            Mean log p(x) + log prior / n of each pass, nats per datum; the last is exact for the parameters found.
+        """
         self.space.check(obs)
-        rows = obs.flatten(1).to(self.loc.device, torch.float64)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        rows = obs if batch_size else obs.to(self.loc.device)
+        family = self._family(rows, torch.float64)
+        is_mixed = precision == "mixed" and isinstance(family, RealPixels) and family.is_diagonal
         params, trace = expectation_maximization(
-            self._family(rows), rows, self.num_components, seed=seed, num_iterations=num_iterations,
-            num_restarts=num_restarts, tolerance=tolerance, progress=progress,
+            family, rows, self.num_components, fast=self._family(rows, torch.float32) if is_mixed else None,
+            params=double(self) if warm_start else None, seed=seed, num_iterations=num_iterations,
+            num_restarts=1 if warm_start else num_restarts, tolerance=tolerance, batch_size=batch_size, decay=decay,
+            progress=progress,
         )  # fmt: skip
         self.load_state_dict(params)
         return trace
 
-    def _family(self, rows: Tensor) -> RealPixels | GreyLevels:
+    def _family(self, rows: Tensor, dtype: torch.dtype) -> RealPixels | GreyLevels:
+        device = self.loc.device
         if not isinstance(self.space, Quantized):
-            return RealPixels(self.components, rows, self.covariance, self.rank, self.min_scale)
+            origin = spread_rows(rows, ORIGIN_ROWS).to(device, torch.float64).mean(0)
+            return RealPixels(self.components, origin, self.covariance, self.rank, self.min_scale, dtype)
         levels = self.space.levels
         moments = partial(discretized_normal_moments, levels=levels)
-        return GreyLevels(self.components, moments, rows, levels, self.min_scale, self.pseudo_count)
+        rounded = partial(self._rounded, levels=levels)
+        return GreyLevels(rounded, moments, rows, levels, self.min_scale, self.pseudo_count, device)
 
     def _check(self) -> None:
         """Raise a ValueError that names the argument that makes no sense."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions import CorrelatedComponents, Mixture
-from ..em import expect
+from ..em_pass import accumulate
 from ..normal_em import principal_components
 from ..spaces import Real, Space
 from ..traces import announce
@@ -75,4 +75,5 @@ class PPCA(nn.Module):
         loadings, scale = principal_components(centered.T @ centered / len(rows), self.latent_dim, self.min_scale)
         self.load_state_dict({"loc": rows.mean(0), "loadings": loadings, "log_scale": scale.log()})
         law = CorrelatedComponents(rows.mean(0, keepdim=True), loadings.unsqueeze(0), scale.view(1, 1))
-        return [expect(law.log_prob, lambda block, resp: (), rows)[0]]
+        (total,) = accumulate(lambda block: (law.log_prob(block).sum(),), rows)
+        return [float(total) / len(rows)]

@@ -1,124 +1,26 @@
-"""Expectation-maximisation for mixtures: k-means++ starts, E passes in blocks, the loop with restarts."""
+"""Expectation-maximisation for mixtures: passes in float32 that float64 checks and ends, restarts, minibatches."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-Params = dict[str, Tensor]
-Statistics = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+from pyro_vae.em_pass import (
+    AGREEMENT,
+    MANY_ROWS,
+    Family,
+    Params,
+    Progress,
+    Task,
+    Trace,
+    e_step,
+    maximized,
+    start,
+)
+from pyro_vae.stepwise_em import Stepwise
 
 SHORT_ITERATIONS = 10  # of each restart before the best one goes on
-START_SHARE = 0.05  # of each datum that starts spread evenly over all components: no start is a spike on one datum
-ROWS_PER_COMPONENT = 20  # random rows per component that k-means looks at
-K_MEANS_PASSES = 5
-BLOCK_ROWS = 4096
-EMPTY = 1e-10  # data per component; below it a component keeps its parameters
-
-
-class LogProb(Protocol):
-    """Laws of K components: anything whose `log_prob` of rows (n, D) has shape (n, K)."""
-
-    def log_prob(self, rows: Tensor) -> Tensor:
-        """Log p_k of each row, nats."""
-
-
-class Family(Protocol):
-    """What one kind of mixture brings to `expectation_maximization`; parameters are named tensors (K, ...)."""
-
-    def components(self, params: Params) -> LogProb:
-        """The component laws."""
-
-    def statistics(self, rows: Tensor, resp: Tensor) -> tuple[Tensor, ...]:
-        """Sums over the rows (n, D) that the M step needs, given responsibilities (n, K)."""
-
-    def maximize(self, counts: Tensor, sums: list[Tensor], params: Params | None) -> Params:
-        """The M step: parameters from the data per component (K,) and the sums; `params` are the present ones."""
-
-    def log_prior(self, components: Any) -> Tensor | float:
-        """Log prior density of the parameters up to a constant, nats; 0 for maximum likelihood."""
-
-
-def k_means_plus_plus(obs: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Centres that are spread out: each next one is drawn in proportion to its squared distance from those before.
-
-    Args:
-        obs: data (n, D).
-        num: number of centres.
-        generator: source of randomness, on the CPU.
-
-    Returns:
-        `num` distinct rows of `obs`, shape (num, D).
-
-    Raises:
-        ValueError: fewer than `num` rows are distinct.
-
-    Source: Arthur, Vassilvitskii, "k-means++: the advantages of careful seeding", 2007 (SODA).
-    """
-    chosen = [int(torch.randint(len(obs), (), generator=generator))]
-    distance = _squared_distance(obs, chosen[0])
-    while len(chosen) < num:
-        cumulative = distance.cumsum(0)
-        if cumulative[-1] == 0:
-            raise ValueError(f"{num} components need {num} distinct observations, got {len(chosen)}")
-        point = cumulative[-1] * float(torch.rand((), generator=generator))
-        chosen.append(int(torch.searchsorted(cumulative, point, right=True)))
-        distance = torch.minimum(distance, _squared_distance(obs, chosen[-1]))
-    return obs[chosen]
-
-
-def _squared_distance(obs: Tensor, index: int) -> Tensor:
-    exact = "donot_use_mm_for_euclid_dist"  # so that equal rows are at distance 0
-    return torch.cdist(obs, obs[index : index + 1], compute_mode=exact).squeeze(1).double() ** 2
-
-
-def k_means(obs: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Centres (num, D) after a few of Lloyd's passes from k-means++, on a random subset of rows; for starts only."""
-    order = torch.randperm(len(obs), generator=generator).to(obs.device)
-    rows = obs[order[: ROWS_PER_COMPONENT * max(num, 100)]]
-    try:
-        centers = k_means_plus_plus(rows, num, generator)
-    except ValueError:  # too few distinct rows among these
-        rows = obs
-        centers = k_means_plus_plus(rows, num, generator)
-    for _ in range(K_MEANS_PASSES):
-        member = _one_hot(rows, centers)  # (n, K)
-        counts = member.sum(0).unsqueeze(-1)
-        centers = torch.where(counts > 0, member.T @ rows / counts.clamp(min=1), centers)
-    return centers
-
-
-def _one_hot(rows: Tensor, centers: Tensor) -> Tensor:
-    """The nearest centre of each row (n, D) as one-hot rows (n, K)."""
-    nearest = (0.5 * centers.square().sum(-1) - rows @ centers.T).argmin(-1)
-    return torch.nn.functional.one_hot(nearest, len(centers)).to(rows.dtype)
-
-
-def expect(
-    log_joint: Callable[[Tensor], Tensor], statistics: Statistics, rows: Tensor
-) -> tuple[float, Tensor, list[Tensor]]:
-    """The E step: one pass over the data in blocks, sums accumulated in float64.
-
-    Args:
-        log_joint: log π_k + log p_k of rows (n, D), shape (n, K), nats.
-        statistics: sums over a block of rows that the M step needs, given responsibilities (n, K).
-        rows: data (n, D).
-
-    Returns:
-        Mean log p(x) in nats per datum, data per component (K,), and the sums.
-    """
-    total = 0.0
-    sums: list[Tensor] = []
-    for block in rows.split(BLOCK_ROWS):
-        joint = log_joint(block)
-        log_prob = joint.logsumexp(-1, keepdim=True)
-        resp = (joint - log_prob).exp_()
-        parts = [part.double() for part in (resp.sum(0, dtype=torch.float64), *statistics(block, resp))]
-        total += float(log_prob.sum(dtype=torch.float64))
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-    return total / len(rows), sums[0], sums[1:]
+SHORT_EPOCHS = 2  # the same for stepwise EM: one pass of updates and one that scores them
 
 
 @torch.no_grad()
@@ -127,33 +29,47 @@ def expectation_maximization(
     rows: Tensor,
     num_components: int,
     *,
+    fast: Family | None = None,
+    params: Params | None = None,
     seed: int = 0,
     num_iterations: int = 100,
     num_restarts: int = 1,
     tolerance: float = 1e-4,
-    progress: Callable[[int, float], None] | None = None,
+    batch_size: int | None = None,
+    decay: float = 0.7,
+    progress: Progress | None = None,
 ) -> tuple[Params, list[float]]:
     """Maximise mean log p(x) + log prior / n over the parameters of a mixture.
 
-    With several restarts, each runs for a few iterations and the best one goes on. The objective never falls, up to
-    rounding. A component that no datum belongs to keeps its parameters and loses its weight.
+    With several restarts, each runs for a few iterations and the best one goes on. The objective of batch EM never
+    falls, up to rounding. A component that no datum belongs to keeps its parameters and loses its weight.
+
+    With a family in float32 (`fast`) and more than 2048 data, passes take it as long as log p of a sample of the data
+    differs from float64 by at most 0.001 nats on average, which each pass looks at, and while they gain more than
+    that. The last pass, and whatever else is left to gain, is in float64: the last entry of the trace is exact, and an
+    entry before it is off by about 0.001 nats at most.
 
     Args:
-        family: the kind of mixture.
-        rows: data (n, D).
+        family: the kind of mixture, in float64.
+        rows: data (n, ...). They may be mapped from disk: blocks are read in turn, none is kept.
         num_components: K.
-        seed: of the starts; the global random state is neither read nor changed.
+        fast: the same kind of mixture in float32.
+        params: where to start; None for a k-means partition of some random rows.
+        seed: of the starts and of the order of minibatches; the global random state is neither read nor changed.
         num_iterations: passes over the data of the best restart, at most.
         num_restarts: number of starts.
         tolerance: stop when the objective gains less than this, nats per datum.
+        batch_size: data per update of stepwise EM (`pyro_vae.stepwise_em`), or None for batch EM.
+        decay: κ of its step sizes (t + 2)^-κ.
         progress: called with (iteration, objective) after each pass.
 
     Returns:
         The parameters, "logits" of the weights among them, and the objective of each pass, nats per datum; its last
-        entry belongs to the parameters returned.
+        entry belongs to the parameters returned. In stepwise EM an entry before it holds the log p(x) of each datum
+        under the parameters that it was shown to.
 
     Raises:
-        ValueError: a count is not positive, or fewer data are distinct than there are components.
+        ValueError: a setting makes no sense, or fewer data are distinct than there are components.
         FloatingPointError: the objective is not finite.
 
     Source: Dempster, Laird, Rubin, "Maximum likelihood from incomplete data via the EM algorithm", 1977 (JRSS B);
@@ -162,70 +78,68 @@ def expectation_maximization(
     for name, count in (("num_iterations", num_iterations), ("num_restarts", num_restarts)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
+    if params is not None and num_restarts > 1:
+        raise ValueError(f"a fit that goes on from parameters has one start, got num_restarts {num_restarts}")
     generator = torch.Generator().manual_seed(seed)
+    task = Task(family, fast if len(rows) > MANY_ROWS else None, rows, tolerance)
+    stepwise = None if batch_size is None else Stepwise(task, num_components, batch_size, decay, generator)
+
+    def climb(params: Params | None, num_iterations: int, progress: Progress | None) -> tuple[Params, list[float]]:
+        trace = Trace(progress)
+        if stepwise is not None:
+            return stepwise.climb(params, num_iterations, trace), trace.values
+        if params is None:
+            params, _ = start(task.fast or family, rows, num_components, generator)
+        return _climb(task, params, num_iterations, trace), trace.values
+
     if num_restarts == 1:
-        return _climb(
-            family, rows, _start(family, rows, num_components, generator), num_iterations, tolerance, progress
-        )
-    short = min(SHORT_ITERATIONS, num_iterations)
-    runs = [
-        _climb(family, rows, _start(family, rows, num_components, generator), short, tolerance, None)
-        for _ in range(num_restarts)
-    ]
-    params, first = max(runs, key=lambda run: run[1][-1])
+        return climb(params, num_iterations, progress)
+    short = min(SHORT_ITERATIONS if batch_size is None else SHORT_EPOCHS, num_iterations)
+    params, first = max((climb(None, short, None) for _ in range(num_restarts)), key=lambda run: run[1][-1])
     offset = len(first) - 1  # the first pass of what follows repeats the last one of the short run
     shifted = None if progress is None else lambda iteration, value: progress(offset + iteration, value)
-    params, trace = _climb(family, rows, params, num_iterations - offset, tolerance, shifted)
+    params, trace = climb(params, num_iterations - offset, shifted)
     return params, first[:-1] + trace
 
 
-def _climb(
-    family: Family,
-    rows: Tensor,
-    params: Params,
-    num_iterations: int,
-    tolerance: float,
-    progress: Callable[[int, float], None] | None,
-) -> tuple[Params, list[float]]:
-    """EM from `params`: the parameters of the last pass, and the objective of each."""
-    trace: list[float] = []
-    while True:
-        updated, objective = _pass(family, rows, params)
+def _climb(task: Task, params: Params, num_iterations: int, trace: Trace) -> Params:
+    """Batch EM from `params`: the parameters of the last pass."""
+    params, converged = _hasten(task, params, num_iterations - 1, trace)
+    left = num_iterations - len(trace.values)
+    if converged and task.tolerance >= AGREEMENT:  # one pass to score them exactly
+        before = trace.values[-1]
+        params = _ascend(task, params, 1, trace)
+        if trace.values[-1] >= before - AGREEMENT:
+            return params
+        trace.values.pop()  # all data say what the sample did not: float32 has led astray
+    return _ascend(task, params, left, trace)
+
+
+def _hasten(task: Task, params: Params, num_iterations: int, trace: Trace) -> tuple[Params, bool]:
+    """Passes in float32 while they agree with float64 and gain.
+
+    Returns:
+        The parameters to go on from, of which the trace has no entry yet, and whether these have gained nothing more.
+    """
+    while len(trace.values) < num_iterations and task.fast is not None and task.agree(params):
+        found = e_step(task.fast, task.rows, params)
+        objective = found.objective(len(task.rows))
         if not math.isfinite(objective):
-            raise FloatingPointError(f"the objective of EM is {objective} at iteration {len(trace)}")
-        trace.append(objective)
-        if progress is not None:
-            progress(len(trace) - 1, objective)
-        if len(trace) == num_iterations or (len(trace) > 1 and trace[-1] - trace[-2] < tolerance):
-            return params, trace
-        params = updated
+            break
+        if trace.values and objective - trace.values[-1] < max(task.tolerance, AGREEMENT):
+            return params, True
+        trace.add(objective)
+        params = maximized(task.fast, found.sums, params)
+    return params, False
 
 
-def _start(family: Family, rows: Tensor, num_components: int, generator: torch.Generator) -> Params:
-    """Parameters of a k-means partition, softened."""
-    centers = k_means(rows, num_components, generator)
-
-    def log_joint(block: Tensor) -> Tensor:
-        return ((1 - START_SHARE) * _one_hot(block, centers) + START_SHARE / num_components).log()
-
-    _, counts, sums = expect(log_joint, family.statistics, rows)
-    return {"logits": _log_weights(counts), **family.maximize(counts, sums, None)}
-
-
-def _pass(family: Family, rows: Tensor, params: Params) -> tuple[Params, float]:
-    """One E and one M step: the next parameters, and the objective of these."""
-    components = family.components(params)
-    log_weights = params["logits"].log_softmax(-1).to(rows.dtype)
-    mean, counts, sums = expect(lambda block: log_weights + components.log_prob(block), family.statistics, rows)
-    objective = mean + float(family.log_prior(components)) / len(rows)
-    updated = family.maximize(counts, sums, params)
-    occupied = counts > EMPTY
-    for name, value in updated.items():
-        mask = occupied.view(-1, *[1] * (value.ndim - 1))
-        updated[name] = torch.where(mask, value, params[name])
-    return {"logits": _log_weights(counts), **updated}, objective
-
-
-def _log_weights(counts: Tensor) -> Tensor:
-    """Log of the share of each component; an empty one gets a share of e^-690, which changes no other."""
-    return (counts / counts.sum()).clamp(min=1e-300).log()
+def _ascend(task: Task, params: Params, num_iterations: int, trace: Trace) -> Params:
+    """Passes in float64, their objectives added to the trace: the parameters of the last one."""
+    first = len(trace.values)
+    while True:
+        is_last = len(trace.values) - first == num_iterations - 1
+        found = e_step(task.exact, task.rows, params, only_total=is_last)
+        trace.add(found.objective(len(task.rows)))
+        if is_last or (len(trace.values) > first + 1 and trace.gain < task.tolerance):
+            return params
+        params = maximized(task.exact, found.sums, params)

@@ -14,6 +14,7 @@ from pyro_vae.checks import check_choice
 from pyro_vae.data import Data
 from pyro_vae.estimators.evaluate import pick_device
 from pyro_vae.history import History, write_rows
+from pyro_vae.mapped import Mapped
 from pyro_vae.traces import Program
 
 METHODS = ("svi", "maximum_likelihood")
@@ -141,7 +142,10 @@ def _maximum_likelihood(
 
         model.to(device)
         own = {name: value for name, value in {"seed": seed, "progress": tick}.items() if name in known}
-        trace = own_way(data.train.obs[:].to(device), **own, **settings)  # in memory, all of them
+        obs = data.train.obs
+        if isinstance(obs, Mapped) and "batch_size" not in known:  # a model that needs all of them at once
+            obs = obs[:]
+        trace = own_way(obs, **own, **settings)  # which moves what it needs to the device
         svi.mark_fitted(model)
     rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
     history = History(rows, len(rows), None, "finished", time.perf_counter() - started)

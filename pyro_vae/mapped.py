@@ -1,6 +1,6 @@
 """Images that stay on disk: memory-mapped .npy arrays, whose rows become tensors when they are asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,11 +52,16 @@ class Mapped:
         return values
 
     def take(self, index: slice | Tensor) -> "Mapped":
-        """Some of the rows, still on disk: a slice without a step, or those of a tensor of numbers (k,)."""
+        """Some of the rows, still on disk: a slice, or those of a tensor of numbers (k,)."""
         if isinstance(index, slice):
             return replace(self, rows=self.rows[index])
         numbers = index.cpu().numpy()
         return replace(self, rows=numbers + self.rows.start if isinstance(self.rows, range) else self.rows[numbers])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Blocks of rows in turn, read when they are asked for."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
 
     def then(self, step: Step) -> "Mapped":
         """The same rows, with one thing more done to them."""

@@ -1,14 +1,13 @@
-"""EM steps of normal mixtures: the M step of each covariance, and of normal laws that were rounded to grey levels."""
+"""EM steps of normal mixtures: the passes and the M step of each covariance."""
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.em import EMPTY, LogProb, Params
-
-INNER_PASSES = 5  # of EM over the pixels before rounding, in each M step
+from pyro_vae.distributions import Components
+from pyro_vae.em_pass import BLOCK_ROWS, EMPTY, Law, Params, given, rows_in_cache
 
 
 def floored_covariance(covariance: Tensor, min_scale: float) -> Tensor:
@@ -47,48 +46,139 @@ def to_log_scale(scale: Tensor, min_scale: float) -> Tensor:
     return (scale - min_scale).clamp(min=1e-12 * min_scale).log()
 
 
+class DiagonalRows:
+    r"""Independent normal pixels in one pass, as two matrix products: log p_k(x) = η_k · T(x) + b_k.
+
+    T(x) holds y = x - c and y², η_k = (μ_k - c, -½) / σ_k², and b_k is what makes a density of it. The terms cancel to
+    a sum of (x - μ_k)²/σ_k², and the digits lost are those of the largest (μ_k - c)²/σ_k². So c is the mean of the μ_k
+    with weights π_k/σ_k², which makes the mean of that least: it lies where the narrow components are.
+
+    Args:
+        params: `logits`, `loc`, `log_scale` as in `RealPixels`; None for statistics only.
+        min_scale: least standard deviation.
+        origin: statistics are about it, whatever c is; (D,), float64.
+        dtype: precision of the products; block by block they are summed in float64.
+    """
+
+    log_prior = 0.0
+
+    def __init__(self, params: Params | None, min_scale: float, origin: Tensor, dtype: torch.dtype) -> None:
+        self.origin, self.dtype, self.center = origin, dtype, origin.float().double()
+        self.space = torch.empty(0, 2 * len(origin), dtype=dtype)  # of the features of one block after the other
+        if params is not None:
+            loc, precision = params["loc"], (min_scale + params["log_scale"].exp()).expand_as(params["loc"]) ** -2
+            share = params["logits"].softmax(-1).unsqueeze(-1) * precision
+            shift = (share * (loc - origin)).sum(0) / share.sum(0)
+            self.center = (origin + shift).float().double()  # so that x - c is the same in either precision
+            natural = torch.cat([precision * (loc - self.center), -0.5 * precision], -1)
+            self.natural = natural.to(dtype)  # (K, 2D)
+            linear, square = self.natural.double().chunk(2, -1)  # what is left of them, of which b makes a density
+            log_partition = 0.5 * (math.log(2 * math.pi) - (-2 * square).log()) - linear**2 / (4 * square)
+            self.bias = -log_partition.sum(-1, keepdim=True).to(dtype)
+
+    def features(self, rows: Tensor) -> Tensor:
+        """T(x), (n, 2D), until the next block is asked for: new memory for each would take a tenth of the time."""
+        rows, num_dims = rows.to(self.center.device), rows.shape[-1]
+        if len(self.space) < len(rows):
+            self.space = torch.empty(len(rows), 2 * num_dims, dtype=self.dtype, device=rows.device)
+        both = self.space[: len(rows)]
+        center = self.center.to(torch.promote_types(self.dtype, rows.dtype))
+        y = torch.sub(rows, center, out=both[:, :num_dims])
+        torch.mul(y, y, out=both[:, num_dims:])
+        return both
+
+    def log_prob(self, features: Tensor) -> Tensor:
+        """Log densities (n, K), by columns: a narrow product is fastest with its short side first."""
+        return torch.addmm(self.bias, self.natural, features.T).T
+
+    def statistics(self, features: Tensor, resp: Tensor) -> tuple[Tensor, ...]:
+        """First and second moments about c, (K, 2D)."""
+        return (resp.T.to(features.dtype) @ features,)
+
+    def joined(self, sums: list[Tensor]) -> list[Tensor]:
+        """First and second moments about the origin, both (K, D)."""
+        counts, (first, second) = sums[0], sums[1].chunk(2, -1)
+        shift = self.center - self.origin
+        moved = counts.unsqueeze(-1) * shift
+        return [counts, first + moved, second + shift * (2 * first + moved)]
+
+
+class CorrelatedRows:
+    """Correlated normal pixels in one pass, in float64.
+
+    Args:
+        components: the laws; None for statistics only.
+        origin: statistics are about it; (D,), float64.
+    """
+
+    log_prior = 0.0
+
+    def __init__(self, components: Components | None, origin: Tensor) -> None:
+        self.components, self.origin = components, origin
+
+    def features(self, rows: Tensor) -> Tensor:
+        """The rows."""
+        return rows.to(self.origin)
+
+    def log_prob(self, features: Tensor) -> Tensor:
+        """Log densities (n, K)."""
+        return given(self.components).log_prob(features)
+
+    def statistics(self, features: Tensor, resp: Tensor) -> tuple[Tensor, ...]:
+        """First and second moments about the origin: (K, D) and (K, D, D)."""
+        x = features - self.origin
+        return resp.T @ x, torch.stack([(x * weight.unsqueeze(-1)).T @ x for weight in resp.T])
+
+    def joined(self, sums: list[Tensor]) -> list[Tensor]:
+        """As they are."""
+        return sums
+
+
 class RealPixels:
     """E and M step of normal laws with mean `loc` (K, D) and the covariance of the name.
 
-    Parameters besides `loc`: `log_scale`, the log of what standard deviations exceed `min_scale` by, (K, D) if
-    "diagonal", (K, 1) if "spherical"; if "full", of the diagonal of the Cholesky factor, whose other entries are
-    `lower` (K, D, D); if "low_rank", of the noise (K, 1), beside `loadings` (K, D, rank).
+    Parameters besides `logits` of the weights and `loc`: `log_scale`, the log of what standard deviations exceed
+    `min_scale` by, (K, D) if "diagonal", (K, 1) if "spherical"; if "full", of the diagonal of the Cholesky factor,
+    whose other entries are `lower` (K, D, D); if "low_rank", of the noise (K, 1), beside `loadings` (K, D, rank).
 
     Args:
         components: parameters to laws.
-        rows: data (n, D), float64.
+        origin: a point amid the data (D,), float64; second moments about it lose no digits.
         covariance: "diagonal", "spherical", "full" or "low_rank".
         rank: columns of the loadings.
         min_scale: least standard deviation in any direction.
+        dtype: precision of the passes; correlated pixels have float64 only.
     """
 
     def __init__(
         self,
-        components: Callable[[Params], LogProb],
-        rows: Tensor,
+        components: Callable[[Params], Components],
+        origin: Tensor,
         covariance: str,
         rank: int,
         min_scale: float,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         self.components, self.covariance, self.rank, self.min_scale = components, covariance, rank, min_scale
-        self.center = rows.mean(0)  # second moments about it lose no digits
+        self.origin, self.dtype = origin, dtype
+        self.is_diagonal = covariance in ("diagonal", "spherical")
+        self.block_rows = rows_in_cache(len(origin), origin.device) if self.is_diagonal else BLOCK_ROWS
 
-    def statistics(self, rows: Tensor, resp: Tensor) -> tuple[Tensor, ...]:
-        """First and second moments about the centre: (K, D), and (K, D) or (K, D, D)."""
-        x = rows - self.center
-        if self.covariance in ("diagonal", "spherical"):
-            return resp.T @ x, resp.T @ x**2
-        return resp.T @ x, torch.stack([(x * weight.unsqueeze(-1)).T @ x for weight in resp.T])
+    def law(self, params: Params | None) -> Law:
+        """The laws of one pass."""
+        if self.is_diagonal:
+            return DiagonalRows(params, self.min_scale, self.origin, self.dtype)
+        return CorrelatedRows(None if params is None else self.components(params), self.origin)
 
     def maximize(self, counts: Tensor, sums: list[Tensor], params: Params | None) -> Params:
         """Weighted mean and covariance, the latter constrained as its name says."""
         total = counts.clamp(min=EMPTY).unsqueeze(-1)
         mean = sums[0] / total
-        if self.covariance in ("diagonal", "spherical"):
+        if self.is_diagonal:
             spread = self._uncorrelated(sums[1] / total - mean**2)
         else:
             spread = self._correlated(sums[1] / total.unsqueeze(-1) - mean.unsqueeze(-1) * mean.unsqueeze(-2))
-        return {"loc": mean + self.center, **spread}
+        return {"loc": mean + self.origin, **spread}
 
     def _uncorrelated(self, variance: Tensor) -> Params:
         if self.covariance == "spherical":
@@ -102,70 +192,3 @@ class RealPixels:
             return {"log_scale": to_log_scale(diagonal, self.min_scale), "lower": tril.tril(-1)}
         loadings, scale = principal_components(covariance, self.rank, self.min_scale)
         return {"log_scale": to_log_scale(scale.unsqueeze(-1), self.min_scale), "loadings": loadings}
-
-    def log_prior(self, components: LogProb) -> float:
-        """None: maximum likelihood."""
-        return 0.0
-
-
-class GreyLevels:
-    """E and M step of normal laws rounded to levels 0..L-1: a pixel before rounding is latent, as the component is.
-
-    Histograms of the levels, one per component and pixel, are all that the M step needs of the data; to each one
-    `pseudo_count` images are added whose pixels follow the histograms of all data.
-
-    Args:
-        components: parameters (`loc` and `log_scale`, as for `RealPixels`) to laws with a table `log_mass` (K, D, L).
-        moments: E[y - μ] and E[(y - μ)²] of a pixel before rounding, (K, D, L), from μ and σ (K, D).
-        rows: data (n, D), float64.
-        levels: L.
-        min_scale: least σ, in grey levels.
-        pseudo_count: images added.
-    """
-
-    def __init__(
-        self,
-        components: Callable[[Params], LogProb],
-        moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        rows: Tensor,
-        levels: int,
-        min_scale: float,
-        pseudo_count: float,
-    ) -> None:
-        self.components, self.moments, self.levels, self.min_scale = components, moments, levels, min_scale
-        counts = self.statistics(rows, rows.new_ones(len(rows), 1))[0].squeeze(0)  # (D, L)
-        self.pseudo = pseudo_count * (counts + 1 / levels) / (len(rows) + 1)
-
-    def statistics(self, rows: Tensor, resp: Tensor) -> tuple[Tensor, ...]:
-        """Histograms (K, D, L)."""
-        num_dims = rows.shape[-1]
-        cell = (rows.long() + self.levels * torch.arange(num_dims, device=rows.device)).flatten()
-        size = num_dims * self.levels
-        counts = [cell.bincount(weight.repeat_interleave(num_dims), size) for weight in resp.T]
-        return (torch.stack(counts).view(-1, num_dims, self.levels),)
-
-    def maximize(self, counts: Tensor, sums: list[Tensor], params: Params | None) -> Params:
-        """A few EM passes over the pixels before rounding, at fixed responsibilities."""
-        histogram = sums[0] + self.pseudo
-        total = histogram.sum(-1).clamp(min=EMPTY)
-        if params is None:
-            loc, scale = self._unrounded(histogram, total)
-        else:
-            loc, scale = params["loc"], self.min_scale + params["log_scale"].exp()
-        for _ in range(INNER_PASSES):
-            first, second = self.moments(loc, scale)
-            shift = (histogram * first).sum(-1) / total
-            variance = (histogram * second).sum(-1) / total - shift**2
-            loc, scale = loc + shift, variance.clamp(min=self.min_scale**2).sqrt()
-        return {"loc": loc, "log_scale": to_log_scale(scale, self.min_scale)}
-
-    def _unrounded(self, histogram: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the levels, with the 1/12 that rounding adds to a variance."""
-        level = torch.arange(self.levels, dtype=total.dtype, device=total.device)
-        loc = histogram @ level / total
-        variance = (histogram @ level**2 / total - loc**2).clamp(min=0) + 1 / 12
-        return loc, variance.sqrt().clamp(min=self.min_scale)
-
-    def log_prior(self, components: Any) -> Tensor:
-        """Log mass of the added images under their components, nats."""
-        return (self.pseudo * components.log_mass).sum()

@@ -73,18 +73,20 @@ class Space(ABC):
         if not obs.is_floating_point():
             raise ValueError(f"{what} must be a floating point tensor, got {obs.dtype}")
         for start, block in blocks(obs):
-            self._check_values(block, what, start)
+            self._check_values(block, start, what)
 
-    def _check_values(self, obs: "Tensor", what: str, start: int) -> None:
-        finite = obs.isfinite()
-        if not bool(finite.all()):
-            index = start + int((~finite).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f"{what} must be finite, but datum {index} holds NaN or an infinity")
+    def _check_values(self, obs: "Tensor", first: int, what: str) -> None:
+        """The same for a part of the data, whose first datum has the index `first`."""
+        low, high = obs.aminmax()  # NaN if there is one
+        if not bool(low.isfinite() & high.isfinite()):
+            finite = obs.isfinite()
+            index = int((~finite).flatten(1).any(1).nonzero()[0])
+            raise ValueError(f"{what} must be finite, but datum {first + index} holds NaN or an infinity")
         outside = self._outside(obs)
         if bool(outside.any()):
             index = int(outside.flatten(1).any(1).nonzero()[0])
             value = float(obs[index][outside[index]].flatten()[0])
-            raise ValueError(f"{what} must hold {self._values()} for {self}, but datum {start + index} holds {value:g}")
+            raise ValueError(f"{what} must hold {self._values()} for {self}, but datum {first + index} holds {value:g}")
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class Real(Space):
         return -mean_log_prob / (self.num_dims * math.log(2)) + math.log2(self.levels)
 
     def _outside(self, obs: "Tensor") -> "Tensor":
-        return obs != obs
+        return obs[:0] != obs[:0]  # no finite value
 
     def _values(self) -> str:
         return "real numbers"

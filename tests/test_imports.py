@@ -12,18 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
-    {
-        "checks",
-        "distributions",
-        "independent",
-        "networks",
-        "resnet",
-        "diagnostics",
-        "em",
-        "normal_em",
-        "randomness",
-        "intervals",
-    },
+    {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"},
+    {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
     {"spaces", "distributed", "mapped"},
     {"sources", "datasets", "data", "traces", "latents"},
     {"guides"},
@@ -41,7 +31,10 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"cli"},
     {"__main__"},
 ]
-FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "normal_em", "traces"}
+FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "em_pass", "normal_em", "traces"} | {
+    "grey_em",
+    "binary_em",
+}
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
 

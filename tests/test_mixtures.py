@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_vae.distributions import discretized_normal_moments
-from pyro_vae.em import expectation_maximization, k_means_plus_plus
+from pyro_vae.em import expectation_maximization
+from pyro_vae.k_means import k_means_plus_plus
 from pyro_vae.models.bernoulli_mixture import BernoulliMixture
 from pyro_vae.models.gmm import GaussianMixture
 from pyro_vae.normal_em import principal_components
@@ -368,9 +369,14 @@ def test_an_empty_component_is_kept_without_nan() -> None:
     class Stubborn:
         """One-dimensional unit normals; the second one starts so far away that its responsibilities are 0."""
 
-        def components(self, params: dict[str, Tensor]) -> "Stubborn":
-            self.loc = params["loc"]
+        block_rows, log_prior = 4096, 0.0
+
+        def law(self, params: dict[str, Tensor] | None) -> "Stubborn":
+            self.loc = None if params is None else params["loc"]
             return self
+
+        def features(self, rows: Tensor) -> Tensor:
+            return rows
 
         def log_prob(self, rows: Tensor) -> Tensor:
             return -0.5 * (rows - self.loc) ** 2
@@ -378,12 +384,12 @@ def test_an_empty_component_is_kept_without_nan() -> None:
         def statistics(self, rows: Tensor, resp: Tensor) -> tuple[Tensor, ...]:
             return (resp.T @ rows.squeeze(-1),)
 
+        def joined(self, sums: list[Tensor]) -> list[Tensor]:
+            return sums
+
         def maximize(self, counts: Tensor, sums: list[Tensor], params: dict[str, Tensor] | None) -> dict:
             start = torch.tensor([0.0, 1e3], dtype=torch.float64)
             return {"loc": start if params is None else sums[0] / counts}
-
-        def log_prior(self, components: object) -> float:
-            return 0.0
 
     rows = torch.linspace(-1, 2, 20, dtype=torch.float64).unsqueeze(-1)
     params, trace = expectation_maximization(Stubborn(), rows, 2, num_iterations=5, tolerance=-1.0)
