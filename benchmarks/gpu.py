@@ -47,6 +47,19 @@ def agreement(report: Report, device: torch.device, vae, test) -> None:
     report.add(model="vae, this device against the CPU", difference=here.mean - cpu.mean, mc_se=error, n=len(few))
 
 
+def precisions(report: Report, device: torch.device, vae, test, num_particles: int) -> None:
+    """Importance sampling with linear layers in every precision, the second of two runs: its seconds, and its error."""
+    for precision in ("float32", "tf32", "float16"):
+        estimator = pv.importance_sampling(num_particles, precision=precision)
+        pv.log_likelihood(vae, test.subset(min(20, len(test))), estimator=estimator, device=device)
+        result, seconds = timed(device, lambda: pv.log_likelihood(vae, test, estimator=estimator, device=device))  # noqa: B023
+        rate = {"seconds": seconds, "image_samples_per_second": num_particles * len(test) / seconds}
+        error = result.summary().get("precision_error")
+        report.add(
+            model=f"vae, {precision}", **rate, precision_error=error, peak_gib=peak_gib(device), **figures(result)
+        )
+
+
 def annealing(report: Report, device: torch.device, vae, test, num_steps: int, num_chains: int, num_data: int) -> None:
     """Annealed importance sampling from the prior, the long way: steps x chains x images in one go."""
     few = test.subset(num_data, seed=0)
@@ -85,6 +98,7 @@ def main() -> None:
     vae = pv.models.VAE(data.space, **NET_LARGE)
     row(report, device, "vae", vae, data, tests[0], settings, importance)
     agreement(report, device, vae, tests[0])
+    precisions(report, device, vae, tests[0], size["particles"])
     annealing(report, device, vae, tests[0], *size["annealing"])
     torch.manual_seed(0)
     cvae = pv.models.CVAE(data.space, labelled.context, **NET_LARGE)

@@ -176,7 +176,16 @@ def test_a_guide_that_runs_once_gives_the_digits_of_one_that_runs_for_every_bloc
     assert spent[1] - spent[0] == 3 * (4 - 1) - 2  # three ranges of data, four blocks each; two runs to find it out
 
 
-@pytest.mark.parametrize("guide", ["flow-like noise", "counts its runs", "two sites", "a fixed law"])
+class Once(dist.Normal):
+    """A law that cannot be drawn for more particles."""
+
+    def expand(self, batch_shape, _instance=None):
+        if len(batch_shape) > 1 and len(self.batch_shape) == 1:
+            raise ValueError("no")
+        return Once(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+@pytest.mark.parametrize("guide", ["flow-like noise", "counts its runs", "two sites", "no expand", "a fixed law"])
 def test_a_guide_is_run_again_unless_its_law_is_fixed(guide):
     calls = []
 
@@ -190,7 +199,8 @@ def test_a_guide_is_run_again_unless_its_law_is_fixed(guide):
         with pyro.plate("data", len(obs), dim=-1):
             if guide == "two sites":
                 pyro.sample("w", dist.Normal(loc, 1.0))
-            pyro.sample("z", dist.Normal(loc, 1.0))
+            law = Once if guide == "no expand" else dist.Normal
+            pyro.sample("z", law(loc, torch.ones(len(obs))))
 
     pair = traces.as_pair(gaussian_model, programs)
     assert traces.has_fixed_law(pair, (OBS,), 0) == (guide == "a fixed law")

@@ -80,9 +80,10 @@ class Rounded:
         short, short_weight = rows.half(), weight.half()
         self._watch(short, rows)
         self._watch(short_weight, weight)
-        if rows.is_cuda:
+        if rows.is_cuda and "out_dtype" in (torch.mm.__doc__ or ""):
             return torch.mm(short, short_weight.T, out_dtype=torch.float32)
-        return short.float() @ short_weight.float().T
+        with tf32_products():  # which loses nothing of a float16
+            return short.float() @ short_weight.float().T
 
     def _watch(self, short: Tensor, whole: Tensor) -> None:
         """Remember an overflow on the device: asking for it at every layer would stop a GPU at every layer."""

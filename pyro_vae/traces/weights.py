@@ -12,6 +12,9 @@ from pyro_vae.randomness import own_randomness
 from pyro_vae.traces.pair import Pair, Program, Values
 from pyro_vae.traces.records import latent_nodes, log_prob_sum, record, sample_sites, was_observed
 
+# Of programs and laws that are asked for what they cannot do.
+FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError, NotImplementedError)
+
 
 def draw_latents(pair: Pair, args: tuple[Tensor, ...], num_particles: int, tiled: bool) -> tuple[Values, Tensor]:
     """K draws of every latent from the guide, for each datum.
@@ -47,16 +50,16 @@ def has_fixed_law(pair: Pair, args: tuple[Tensor, ...], seed: int) -> bool:
     else, or whose law depends on how often it ran, gives other latents in the second.
     """
     few = tuple(arg[:2] for arg in args)
-    law = guide_law(pair, few)
-    if law is None:
-        return False
-    with own_randomness(seed, few[0].device):
-        values, log_q = draw_latents(pair, few, 3, tiled=False)
-    with own_randomness(seed, few[0].device):
-        try:
-            again, log_q_again = draw_from(*law, 3)
-        except (ValueError, RuntimeError, NotImplementedError):  # a law that cannot be expanded
+    try:
+        law = guide_law(pair, few)
+        if law is None:
             return False
+        with own_randomness(seed, few[0].device):
+            values, log_q = draw_latents(pair, few, 3, tiled=False)
+        with own_randomness(seed, few[0].device):
+            again, log_q_again = draw_from(*law, 3)
+    except FAILURES:  # a law that was drawn already and cannot be drawn again, for one
+        return False
     return torch.equal(log_q, log_q_again) and all(torch.equal(value, again[name]) for name, value in values.items())
 
 
@@ -203,7 +206,7 @@ def broadcasts(pair: Pair, args: tuple[Tensor, ...], *, with_density: bool = Tru
                 together - log_q,
                 alone - torch.stack([_log_joint_at(guide, few, values, k) for k in range(2)]),
             )
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError, NotImplementedError):
+    except FAILURES:
         return False  # what is wrong for another reason comes up again in the tiled run, and is raised there
     return torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
 
