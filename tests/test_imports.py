@@ -22,7 +22,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"estimators"},
     {"normalisation", "pair_checks", "pair_runs", "testing"},
     {"history", "particles", "objectives", "settings", "schedules"},
-    {"rows", "pairs", "tables"},
+    {"graphs", "compiled", "rows", "pairs", "tables"},
     {"svi", "parallel", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
     {"usage"},
     {"plots", "plot_bounds", "plot_latents", "arviz", "plugins", "configuration", "runs"},

@@ -279,8 +279,8 @@ def test_a_loss_that_is_nan_names_step_and_site(bad_step, tmp_path):
 
 def test_a_latent_that_is_nan_is_named():
     model, guide, data = LinearModel(), LinearGuide(), linear_data()
-    calls = itertools.count(1)  # three before the loop
-    guide.linear.register_forward_hook(lambda module, args, out: out * math.nan if next(calls) > 3 else out)
+    calls = itertools.count(1)  # four before the loop
+    guide.linear.register_forward_hook(lambda module, args, out: out * math.nan if next(calls) > 4 else out)
     with pytest.raises(svi.NonFiniteLoss, match=r"nan at step 1 \(epoch 1\).*site 'z' of the guide"):
         run_fit(model, data, guide=guide)
 
