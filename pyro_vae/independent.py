@@ -16,14 +16,15 @@ HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 class BernoulliPixels(dist.Independent):
     r"""Independent Bernoulli pixels by logits l: log p(x) = Σ_d [x_d l_d - softplus(l_d)], nats.
 
-    The same law as `Bernoulli(logits=l).to_event(n)`, with `log_mass` in place of the sum over single pixels.
+    The same law as `Bernoulli(logits=l).to_event(n)`. Where no gradient is recorded, `log_mass` stands in for the sum
+    over single pixels; where one is, torch's own sum is faster there and back.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of pixels (..., *shape), shape (...)."""
-        if self._validate_args:
-            self.base_dist._validate_sample(value)
         logits, start = self.base_dist.logits, -self.reinterpreted_batch_ndims
+        if self._validate_args or (torch.is_grad_enabled() and (logits.requires_grad or value.requires_grad)):
+            return super().log_prob(value)
         return log_mass(logits.flatten(start), value.to(logits.dtype).flatten(start))
 
 
@@ -38,6 +39,7 @@ def log_mass(logits: Tensor, bits: Tensor) -> Tensor:
 
     softplus(l) = max(l, 0) - log σ(|l|), and Σ_d log σ(|l_d|) is the logarithm of products of up to 64 factors, each of
     them in [1/2, 1]: nothing is left out. Exponential and logarithm of every pixel are most of what a plain sum costs.
+    It works in place on numbers of its own, and has no gradient.
 
     Args:
         logits: l, shape (..., D); what is shorter than float32 is summed in float32.
@@ -50,39 +52,11 @@ def log_mass(logits: Tensor, bits: Tensor) -> Tensor:
         return handle_torch_function(log_mass, (logits, bits), logits, bits)
     if logits.element_size() < 4:
         logits, bits = logits.float(), bits.float()
-    return _LogMass.apply(*torch.broadcast_tensors(logits, bits))
-
-
-class _LogMass(torch.autograd.Function):
-    """`log_mass` whose gradient, x - σ(l), needs nothing but its arguments."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits: Tensor, bits: Tensor) -> Tensor:
-        num_parts = -(-logits.numel() // PART) if logits.device.type == "cpu" and logits.ndim > 1 else 1
-        parts = zip(logits.chunk(num_parts), bits.chunk(num_parts), strict=True)
-        masses = [pixel_sum(*part) for part in parts]
-        return torch.cat(masses) if len(masses) > 1 else masses[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        logits, bits = ctx.saved_tensors
-        grad = grad.unsqueeze(-1)
-        of_logits = (bits - logits.sigmoid()) * grad if ctx.needs_input_grad[0] else None
-        return of_logits, logits * grad if ctx.needs_input_grad[1] else None
-
-    @staticmethod
-    def jvp(ctx: Any, of_logits: Tensor | None, of_bits: Tensor | None) -> Tensor:
-        logits, bits = ctx.saved_tensors
-        terms = [] if of_logits is None else [(bits - logits.sigmoid()) * of_logits]
-        terms += [] if of_bits is None else [logits * of_bits]
-        return sum(terms[1:], terms[0]).sum(-1)
+    logits, bits = torch.broadcast_tensors(logits, bits)
+    num_parts = -(-logits.numel() // PART) if logits.device.type == "cpu" and logits.ndim > 1 else 1
+    parts = zip(logits.chunk(num_parts), bits.chunk(num_parts), strict=True)
+    masses = [pixel_sum(*part) for part in parts]
+    return torch.cat(masses) if len(masses) > 1 else masses[0]
 
 
 def pixel_sum(logits: Tensor, bits: Tensor, *, overwrite: bool = False) -> Tensor:

@@ -80,18 +80,21 @@ def test_nan_logits_give_nan():
     assert log_mass(logits, bits).isnan().tolist() == [False, True, False]
 
 
-@FORWARD_MODE
+def law_of(logits, bits):
+    return bernoulli_pixels(logits, 1).log_prob(bits)
+
+
+def test_gradients_are_those_of_torchs_law_digit_for_digit():
+    logits, bits = pixels(4, 3, 7)[0].requires_grad_(), pixels(3, 7)[1].requires_grad_()
+    truth = dist.Bernoulli(logits=logits, validate_args=False).to_event(1).log_prob(bits)
+    here, there = (torch.autograd.grad(each.sin().sum(), (logits, bits)) for each in (law_of(logits, bits), truth))
+    assert all(torch.equal(*each) for each in zip(here, there, strict=True))
+
+
 def test_first_and_second_derivatives_against_finite_differences():
     logits, bits = (value.clamp(-3, 3).requires_grad_() for value in pixels(2, 3, 7))
-    assert torch.autograd.gradcheck(log_mass, (logits, bits), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(log_mass, (logits, bits))
-
-
-def test_gradients_of_what_was_broadcast_equal_those_of_the_plain_sum():
-    logits, bits = pixels(4, 3, 7)[0].requires_grad_(), pixels(3, 7)[1].requires_grad_()
-    here = torch.autograd.grad(log_mass(logits, bits).sin().sum(), (logits, bits))
-    there = torch.autograd.grad(plain(logits, bits).sin().sum(), (logits, bits))
-    torch.testing.assert_close(here, there)
+    assert torch.autograd.gradcheck(law_of, (logits, bits))
+    assert torch.autograd.gradgradcheck(law_of, (logits, bits))
 
 
 @FORWARD_MODE
@@ -103,18 +106,21 @@ def test_function_transforms_equal_those_of_the_plain_sum(in_dims):
     def every(function):
         return torch.func.vmap(function, in_dims)(logits, bits)
 
-    torch.testing.assert_close(every(log_mass), every(plain))
-    torch.testing.assert_close(every(torch.func.grad(log_mass)), every(torch.func.grad(plain)))
-    torch.testing.assert_close(every(torch.func.hessian(log_mass)), every(torch.func.hessian(plain)))
+    torch.testing.assert_close(every(law_of), every(plain))
+    with torch.no_grad():
+        torch.testing.assert_close(every(law_of), every(plain))
+    torch.testing.assert_close(every(torch.func.grad(law_of)), every(torch.func.grad(plain)))
+    torch.testing.assert_close(every(torch.func.hessian(law_of)), every(torch.func.hessian(plain)))
 
 
 def test_a_traced_graph_holds_the_value_and_the_gradient():
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def both(logits, bits):
-        logits = logits.detach().requires_grad_()
-        value = log_mass(logits, bits).sum()
-        return value.detach(), torch.autograd.grad(value, logits)[0]
+        leaf = logits.detach().requires_grad_()
+        value = law_of(leaf, bits).sum()
+        with torch.no_grad():
+            return value.detach(), law_of(logits, bits), torch.autograd.grad(value, leaf)[0]
 
     graph = make_fx(both)(*pixels(4, 20))
     logits, bits = pixels(4, 20, seed=1)
