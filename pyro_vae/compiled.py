@@ -164,7 +164,8 @@ class Gradients:
         for batch, each in ((args, weight), (backwards, weight if weight == 1 else weight / 2)):
             here = self._outcome(self._eager, batch, each)
             there = self._outcome(self._by_graph, graph, batch, each)
-            largest = max(float(p.abs().max()) for p in here[1:] if p is not None)
+            gradients = here[1 : 1 + len(self.parameters)]
+            largest = max(float(each.abs().max()) for each in gradients if each is not None)
             if not all(_is_same(mine, its, 0.0 if exact else largest) for mine, its in zip(here, there, strict=True)):
                 raise Unfit("the graph of the pair does not give what the pair gives on other data or other noise")
 
