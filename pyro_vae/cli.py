@@ -80,6 +80,8 @@ def train_command(
         bound = "ELBO" if is_elbo else "{objective} bound of {num_particles} particles".format(**parsed["fit"])
         elbo = "" if history.best_valid_elbo is None else f", validation {bound} {history.best_valid_elbo:.3f} nats"
         click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
+        if history.reason and parsed["fit"].get("compile") is not False:
+            click.echo(f"{model}: no graph of the steps was taken: {history.reason}")
         if history.status == "interrupted":
             raise KeyboardInterrupt
         for path in pictures.plot_run(run) if distributed.is_first() else ():

@@ -81,6 +81,7 @@ def train(
         "best_valid_elbo": history.best_valid_elbo,
         "seconds": history.seconds,
         "cpu_seconds": cpu,
+        "ran_as": history.ran_as,
         "threads": torch.get_num_threads(),  # and seconds, of each process
         "processes": distributed.size(),
         "num_parameters": sum(p.numel() for p in roots.parameters()),

@@ -444,3 +444,13 @@ def test_output_that_cannot_be_a_folder_is_one_line(tiny, tmp_path) -> None:
 def test_run_that_is_none_is_named(tmp_path) -> None:
     text = call("sample", tmp_path, code=1)
     assert text == f"Error: no run at {tmp_path}: config.json is missing\n"
+
+
+def test_train_says_why_there_is_no_graph(tiny, tmp_path):
+    """Pyro's inverse of an autoregressive flow, which `dreg` needs, indexes by the numbers of a tensor."""
+    guide = ("--model", "vae", "--guide", "inverse_autoregressive")
+    fit = ("--fit", "objective=dreg", "--fit", "num_particles=2", "--fit", "compile=True")
+    with pytest.warns(UserWarning, match="compile=True has no effect"):
+        said = trained(tiny, tmp_path / "run", *guide, *fit)
+    assert "no graph of the steps was taken: the pair takes numbers out of tensors" in said
+    assert read_json(tmp_path / "run" / "fit.json")["ran_as"] == "eager"
