@@ -45,7 +45,7 @@ class Mapped:
         return (torch.cat(parts) if len(parts) != 1 else parts[0]).to(self.device, self.dtype)
 
     def _read(self, rows: range | np.ndarray) -> Tensor:
-        at: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        at: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
         values = torch.from_numpy(np.array(self.array[at], dtype=np.float32, order="C"))
         for step in self.steps:
             values = step(values, np.asarray(rows))
@@ -56,7 +56,9 @@ class Mapped:
         if isinstance(index, slice):
             return replace(self, rows=self.rows[index])
         numbers = index.cpu().numpy()
-        return replace(self, rows=numbers + self.rows.start if isinstance(self.rows, range) else self.rows[numbers])
+        rows = self.rows
+        at = rows.start + rows.step * numbers if isinstance(rows, range) else rows[numbers]
+        return replace(self, rows=at)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Blocks of rows in turn, read when they are asked for."""

@@ -66,6 +66,9 @@ def test_what_is_not_drawn_has_the_digests_of_the_arrays_in_memory(tmp_path, arr
         assert torch.equal(one.obs[index], other.obs[index])
         assert torch.equal(one.obs[index], other.obs.take(index)[:])
         assert torch.equal(one.obs[1], other.obs[1])
+        assert torch.equal(one.obs[1::2], other.obs[1::2])
+        assert torch.equal(one.obs[1::2][:2], other.obs.take(slice(1, None, 2)).take(torch.tensor([0, 1]))[:])
+        assert all(torch.equal(*both) for both in zip(one.obs.split(3), other.obs.split(3), strict=True))
         assert torch.equal(one.subset(2).obs, other.subset(2).obs)
 
 
