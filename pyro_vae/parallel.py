@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -68,15 +67,3 @@ class _Loss(nn.Module):
 
     def forward(self, args: tuple[Tensor, ...], weight: float) -> Tensor:
         return self.objective.loss(self.pair, args, weight)
-
-
-def average_gradients(parameters: Sequence[Tensor]) -> None:
-    """What `SharedGradients` does, for gradients that autograd did not leave: those of a graph that runs as a whole.
-
-    Args:
-        parameters: each with the gradient of the loss of this process's rows.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = distributed.mean(torch.cat([gradient.flatten() for gradient in gradients]) * distributed.share())
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

@@ -15,7 +15,7 @@ from commands import call, trained
 from helpers import build, random_args
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pyro_vae import distributed, pictures, traces
+from pyro_vae import distributed, pictures
 from pyro_vae.data import Batch
 from pyro_vae.estimators.ais import annealed_importance_sampling
 from pyro_vae.estimators.evaluate import log_likelihood
@@ -27,8 +27,6 @@ from pyro_vae.estimators.result import ARRAYS
 from pyro_vae.estimators.router import router
 from pyro_vae.estimators.sandwich import sandwich
 from pyro_vae.fitting import fit
-from pyro_vae.objectives import make_objective
-from pyro_vae.parallel import average_gradients
 from pyro_vae.spaces import Binary, Labels
 
 SPACE, LABELS = Binary((3, 3)), Labels((-1.5, -1.0, -0.9))
@@ -99,19 +97,6 @@ def fits():
     return found
 
 
-def averages():
-    """Gradients of one batch: each process's own, averaged as those of a graph are."""
-    model, guide = given_noise.made()
-    pair, batch = traces.as_pair(model, guide), given_noise.data(5).train
-    options = {"num_particles": 2, "alpha": 0.5, "free_bits": 0.3}
-    objective = make_objective("iwae", pair, tuple(arg[:2] for arg in batch.arguments), **options)
-    parameters = [*model.parameters(), *guide.parameters()]
-    with distributed.part_of(torch.arange(5)) as mine:
-        objective.loss(pair, tuple(arg[mine] for arg in batch.arguments), 1.0).backward()
-        average_gradients(parameters)
-    return {"averaged": torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).numpy()}
-
-
 def gradients_of(optimizer):
     """All gradients, one after the other."""
     return torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]["params"] if p.grad is not None])
@@ -124,7 +109,7 @@ def main(folder, run, images):
     with distributed.processes("cpu"):
         rank = distributed.rank()
         np.savez(folder / f"scores_{rank}.npz", **scores())
-        np.savez(folder / f"fits_{rank}.npz", **fits(), **averages())
+        np.savez(folder / f"fits_{rank}.npz", **fits())
         text = call("evaluate", run, "--particles", "30", "--out", folder / "evaluation")
         text += trained(images, folder / "whole", *FRAGILE)
         text += trained(images, folder / "killed", *FRAGILE, "--resume")
