@@ -147,7 +147,7 @@ def _log_observed(rows: Tensor, weight: Tensor, bias: Tensor | None, space: Tens
     if bias is not None:
         logits += bias
     probabilities = products(logits.sigmoid_(), 4)
-    if bool((probabilities > SAFE).all()):
+    if bool(probabilities.amin() > SAFE):  # NaN is not
         return probabilities.log().sum(-1)
     return functional.logsigmoid(functional.linear(rows, weight, bias)).sum(-1)  # too unlikely for a product, or NaN
 
