@@ -170,11 +170,14 @@ class Gradients:
                 raise Unfit("the graph of the pair does not give what the pair gives on other data or other noise")
 
     def _outcome(self, run: Callable[..., Tensor], *args: Any) -> list[Tensor | None]:
-        """Loss, gradients, buffers, and what is drawn next, of a step that is taken back."""
+        """Loss, gradients, buffers, and on the CPU what is drawn next, of a step that is taken back."""
         device = self.parameters[0].device
         with graphs.unchanged(self.buffers, device):
-            parts = [run(*args), *(p.grad for p in self.parameters), *self.buffers, torch.rand(4, device=device)]
-            return [None if part is None else part.clone() for part in parts]
+            parts = [run(*args), *(p.grad for p in self.parameters), *self.buffers]
+            drawn_next = (
+                [] if device.type == "cuda" else [torch.rand(4)]
+            )  # there a replay may count its draws otherwise
+            return [None if part is None else part.clone() for part in (*parts, *drawn_next)]
 
 
 def _weights(weight: float, args: Args) -> Args:
