@@ -174,9 +174,8 @@ class Gradients:
         device = self.parameters[0].device
         with graphs.unchanged(self.buffers, device):
             parts = [run(*args), *(p.grad for p in self.parameters), *self.buffers]
-            drawn_next = (
-                [] if device.type == "cuda" else [torch.rand(4)]
-            )  # there a replay may count its draws otherwise
+            # On a GPU a replay may count its draws otherwise: what they were is seen in the gradients.
+            drawn_next = [] if device.type == "cuda" else [torch.rand(4)]
             return [None if part is None else part.clone() for part in (*parts, *drawn_next)]
 
 
