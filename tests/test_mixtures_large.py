@@ -183,7 +183,7 @@ def test_stepwise_em_is_seeded_and_leaves_the_global_random_state() -> None:
     options = {"batch_size": 500, "num_restarts": 2, "num_iterations": 6}
     traces = [mixture.maximum_likelihood(obs, seed=seed, **options) for seed in (0, 0, 1)]
     assert torch.equal(state, torch.get_rng_state())
-    assert traces[0] == traces[1] == traces[2] != traces[2]
+    assert traces[0] == traces[1] != traces[2]
 
 
 def test_a_warm_start_goes_on_from_the_parameters_that_are_there() -> None:
