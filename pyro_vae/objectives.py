@@ -66,36 +66,26 @@ def renyi(log_weights: Tensor, alpha: float = 0.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Elbo:
-    """The ELBO, E_q log w, of draws that are differentiable, with the digits of Pyro's.
+    """The ELBO, E_q log w, with the gradients of Pyro's to the digit.
 
     With c = β, other than 1, it is that of Higgins et al., "beta-VAE", 2017 (ICLR).
 
     Attributes:
         pyro_elbo: Pyro's of the same K.
         together: whether the K particles of a datum are drawn under one outer plate.
+        is_pathwise: whether all draws are differentiable; otherwise the loss is Pyro's own, with the score of the
+            site that is not.
     """
 
     pyro_elbo: Any
     together: bool
+    is_pathwise: bool
     is_bound: ClassVar[bool] = True
 
     def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
-        closed_form = isinstance(self.pyro_elbo, TraceMeanField_ELBO)
-        num_particles = self.pyro_elbo.num_particles
-        return -traces.elbo(pair, args, num_particles, self.together, weight, closed_form) / len(args[0])
-
-    def bound(self, pair: Pair, args: tuple[Tensor, ...]) -> float:
-        return -self.pyro_elbo.loss(pair.model, pair.guide, *args)
-
-
-@dataclass(frozen=True)
-class ScoredElbo:
-    """The ELBO where a site is not reparameterised: Pyro's, with the score of that site."""
-
-    pyro_elbo: Any
-    is_bound: ClassVar[bool] = True
-
-    def loss(self, pair: Pair, args: tuple[Tensor, ...], weight: Weight) -> Tensor:
+        if self.is_pathwise:
+            closed_form, num = isinstance(self.pyro_elbo, TraceMeanField_ELBO), self.pyro_elbo.num_particles
+            return -traces.elbo(pair, args, num, self.together, weight, closed_form) / len(args[0])
         with nullcontext() if isinstance(weight, int | float) and weight == 1 else traces.scaled_latents(weight):
             return self.pyro_elbo.differentiable_loss(pair.model, pair.guide, *args) / len(args[0])
 
@@ -252,7 +242,7 @@ def make_objective(
             vectorize = {"vectorize_particles": True, "max_plate_nesting": 1} if together else {}
             pyro_elbo = PYRO[name](num_particles=num_particles, **vectorize)
             is_pathwise = name not in SCORED or traces.is_pathwise(pair, args)
-            return Elbo(pyro_elbo, together) if is_pathwise else ScoredElbo(pyro_elbo)
+            return Elbo(pyro_elbo, together, is_pathwise)
         particles = Particles(num_particles, tiled=not traces.broadcasts(pair, args))
     if name == "free_bits":
         return FreeBits(particles, free_bits, _in_order(pair, args))

@@ -52,9 +52,8 @@ class Settings:
         self._check_ranges()
         for each in fields(self):  # numpy's numbers are no numbers to torch
             value = getattr(self, each.name)
-            plain = int if isinstance(value, Integral) else float if isinstance(value, Real) else None
-            if plain is not None and each.name != "compile":
-                object.__setattr__(self, each.name, plain(value))
+            if isinstance(value, Real) and not isinstance(value, bool):
+                object.__setattr__(self, each.name, int(value) if isinstance(value, Integral) else float(value))
         self._check_combinations()
 
     def _check_ranges(self) -> None:

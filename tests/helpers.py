@@ -1,8 +1,9 @@
-"""Tiny data and models for the tests."""
+"""Tiny data and models for the tests, and arrays read back."""
 
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from pyro_vae import models
@@ -117,3 +118,9 @@ def parameters(module):
 def same(left, right):
     """Whether two dicts of tensors are equal bit for bit."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def read_arrays(path):
+    """The arrays of an .npz file, by name."""
+    with np.load(path) as file:
+        return dict(file)

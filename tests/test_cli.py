@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call, trained
+from helpers import read_arrays
 from PIL import Image
 
 from pyro_vae import pictures, plots, runs
@@ -26,11 +27,6 @@ ROW_KEYS |= {"seconds", "train_seconds", "frac_khat_above_0.7"}
 
 def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_arrays(path):
-    with np.load(path) as file:
-        return dict(file)
 
 
 def assert_pngs(folder, *names):

@@ -185,7 +185,7 @@ def knows_the_batch(model, obs):
         (looks, "takes numbers out of tensors"),
         (counts, "the pair changes Sure.count as it runs"),
         (draws_in_python, "do not issue the same operations"),
-        (knows_the_batch, ""),
+        (knows_the_batch, "does not give what the pair gives on other data"),
     ],
 )
 @pytest.mark.parametrize("compile", [None, True])

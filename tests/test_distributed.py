@@ -11,7 +11,7 @@ import pytest
 import together
 import torch
 from commands import call, train_words, trained
-from helpers import same
+from helpers import read_arrays, same
 
 from pyro_vae import checkpoint
 from pyro_vae.estimators.result import ARRAYS, LogLikelihood
@@ -64,9 +64,7 @@ def test_a_process_that_is_killed_ends_the_job_with_an_error(killed):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_give_every_digit_of_one(folder, rank):
-    expected = together.scores()
-    with np.load(folder / f"scores_{rank}.npz") as file:
-        found = dict(file)
+    expected, found = together.scores(), read_arrays(folder / f"scores_{rank}.npz")
     assert found.keys() == expected.keys()
     assert {"importance sampling: khat", "multilevel: log_prob", "cvae, marginal: log_prob"} <= found.keys()
     different = [name for name, values in expected.items() if values.tobytes() != found[name].tobytes()]
@@ -87,9 +85,7 @@ def test_the_command_line_writes_once_what_one_process_writes(folder, vae_run, t
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_gradients_and_parameters_are_those_of_one_process_with_the_same_global_batch(folder, rank):
-    expected = together.fits()
-    with np.load(folder / f"fits_{rank}.npz") as file:
-        found = dict(file)
+    expected, found = together.fits(), read_arrays(folder / f"fits_{rank}.npz")
     assert found.keys() == expected.keys()
     assert len(found) == 3 * (len(together.OBJECTIVES) + 1)
     for name, values in expected.items():  # sums in another order, float64
