@@ -142,7 +142,7 @@ class Gradients:
         if self.wanted and is_first:
             graph, self.fused = graphs.fused(graph), key
         if on_gpu:
-            graph = graphs.Captured(graph, *inputs)
+            graph = graphs.Captured(graph, *inputs, num_kept=1)  # the loss
         if on_gpu or self.fused == key:
             self._compare(graph, args, weight, exact=False)
         return graph

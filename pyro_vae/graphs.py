@@ -55,10 +55,20 @@ def fused(graph: Graph) -> Graph:
 
 
 class Captured:
-    """A graph captured as a CUDA graph: one launch for all of its kernels, on inputs copied to fixed places."""
+    """A graph captured as a CUDA graph: one launch for all of its kernels, on inputs copied to fixed places.
 
-    def __init__(self, graph: Graph, parameters: Tensors, buffers: Tensors, inputs: Tensors) -> None:
-        self.inputs = [value.clone() for value in inputs]
+    Args:
+        graph: called as `graph(parameters, buffers, *inputs)`.
+        parameters: whose values it finds where they are.
+        buffers: the same.
+        inputs: of the shapes that it is for.
+        num_kept: the first outputs, which outlive the next replay; all of them if None.
+    """
+
+    def __init__(
+        self, graph: Graph, parameters: Tensors, buffers: Tensors, inputs: Tensors, num_kept: int | None = None
+    ) -> None:
+        self.inputs, self.num_kept = [value.clone() for value in inputs], num_kept
         self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         with unchanged(buffers, inputs[0].device), torch.no_grad():
             stream.wait_stream(torch.cuda.current_stream())
@@ -73,7 +83,40 @@ class Captured:
         for place, value in zip(self.inputs, inputs, strict=True):
             place.copy_(value, non_blocking=True)
         self.graph.replay()
-        return [self.outputs[0].clone(), *self.outputs[1:]]  # the loss outlives the next replay
+        kept = slice(self.num_kept)
+        return [*(value.clone() for value in self.outputs[kept]), *self.outputs[len(self.outputs[kept]) :]]
+
+
+def replayed(
+    function: Callable[[Tensor], tuple[Tensor, ...]], modules: nn.Module, example: Tensor
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function of one tensor on a GPU, without random numbers, as a CUDA graph.
+
+    Args:
+        function: to several tensors.
+        modules: whose parameters and buffers it reads.
+        example: of the shape that it will be called with.
+
+    Raises:
+        Unfit: the graph does not do what the function does.
+    """
+    parameters, buffers = list(modules.parameters()), list(modules.buffers())
+
+    def step(parameters: Tensors, buffers: Tensors, value: Tensor) -> list[Tensor]:
+        return list(function(value))
+
+    with without_side_effects():
+        graph = traced(step, modules, [example, *parameters], buffers, [example])
+        captured = Captured(graph, [example, *parameters], buffers, [example])
+
+    def run(value: Tensor) -> tuple[Tensor, ...]:
+        return tuple(captured([example, *parameters], buffers, value))
+
+    for value in (example, example.flip(0) / 2):
+        for mine, its in zip(run(value), function(value), strict=True):
+            if not torch.allclose(mine, its, rtol=1e-4, atol=1e-4 * float(its.abs().max())):
+                raise Unfit("the graph does not give what the pair gives at other latents")
+    return run
 
 
 @contextmanager

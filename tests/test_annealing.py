@@ -164,7 +164,7 @@ def test_every_chain_and_datum_has_an_accept_step_of_its_own():
         annealer = Annealer(settings, traces.Pair(pair.model, pair.guide), (pair.draw(6),), 0)
         path = annealer._tuned(0, 6)
         start = path.at(annealer._draw(annealer.args, 8))
-        moved, _ = path.propose(start, path.betas[3], path.tuning.kick(3))
+        moved, _ = path.propose(start, float(path.betas[3]), path.tuning.kick(3))
     stayed = (moved.u == start.u).all(-1)
     assert 0 < int(stayed.sum()) < stayed.numel()
     assert len({tuple(row) for row in stayed.T.tolist()}) > 1

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_vae import distributed, traces
+from pyro_vae import distributed, graphs, traces
 from pyro_vae.checks import check_count
 from pyro_vae.estimators.annealing import Weights, anneal, sigmoid_schedule
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.hmc import GeometricPath, pilot
 from pyro_vae.estimators.proposals import Proposal, with_proposal
-from pyro_vae.estimators.streaming import BLOCK_ROWS
+from pyro_vae.estimators.streaming import GRADIENT_ROWS
 from pyro_vae.latents import Latents
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
@@ -21,6 +21,7 @@ from pyro_vae.traces import Pair
 FORWARD = 21  # stream of the seed
 STARTS = ("guide", "prior")
 SCALE_DRAWS = 64  # draws of the start that the length scales are read from
+WORTH_A_GRAPH = 2000  # leapfrog steps, which take longer than it takes to trace a pair
 MAX_STATES = 64  # joint states of discrete latents that are summed out at every leapfrog step
 
 
@@ -142,7 +143,7 @@ class Annealer:
 
     def __init__(self, settings: AnnealedImportanceSampling, pair: Pair, args: tuple[Tensor, ...], seed: int) -> None:
         pair, args, self.notes = with_proposal(settings.proposal, pair, args, seed)
-        self.settings, self.args = settings, args
+        self.settings, self.pair, self.args = settings, pair, args
         self.latents = Latents(pair, args, tiled=not traces.broadcasts(pair, args))
         if not self.latents.sites:
             raise ValueError(f"annealing needs continuous latents, this pair has {self._kinds()}; use exact()")
@@ -160,7 +161,7 @@ class Annealer:
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of data, start and stop, such that a block's chains and data fill one batch."""
-        rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
+        rows = GRADIENT_ROWS.get(self.args[0].device.type, GRADIENT_ROWS["cpu"])
         size = max(1, rows // self.settings.num_chains)
         for start in range(0, len(self.args[0]), size):
             yield start, min(start + size, len(self.args[0]))
@@ -178,11 +179,21 @@ class Annealer:
 
     def _tuned(self, start: int, stop: int) -> GeometricPath:
         args, settings = self._block(start, stop), self.settings
-        betas = sigmoid_schedule(settings.num_steps).to(args[0].device)
         scale = self._draw(args, SCALE_DRAWS).std(0)  # (n, dim)
-        path = GeometricPath(self._densities(args), betas, settings.num_leapfrog)
-        path.tuning = pilot(path, self._draw(args, settings.num_chains), scale)
+        path = GeometricPath(self._densities(args), sigmoid_schedule(settings.num_steps), settings.num_leapfrog)
+        u = self._draw(args, settings.num_chains)
+        if u.is_cuda and settings.num_steps * settings.num_leapfrog >= WORTH_A_GRAPH:
+            self._replay(path, u)
+        path.tuning = pilot(path, u, scale)
         return path
+
+    def _replay(self, path: GeometricPath, u: Tensor) -> None:
+        """On a GPU one step of the pair is a few hundred launches; as a CUDA graph it is one."""
+        try:
+            path.evaluate = graphs.replayed(path.evaluate, nn.ModuleList(self.pair.modules), u)
+        except Exception as error:  # whatever it is, the pair itself runs, and raises it again if it is its own
+            note = f"no CUDA graph: {graphs.why(error)}"
+            self.notes = (*self.notes, note) if note not in self.notes else self.notes
 
     def _block(self, start: int, stop: int) -> tuple[Tensor, ...]:
         return tuple(arg[start:stop] for arg in self.args)

@@ -1,7 +1,11 @@
 """The last linear layer and the pixels that it gives as one step: their logits are never whole in memory."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +18,7 @@ from pyro_vae.independent import PART, log_mass, pixel_sum, products
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SMALLEST = 2**18  # numbers: a layer that gives fewer is multiplied out at once
 SHARED = 128  # rows with the same bits, from which a layer of their own is worth while
+GPU_PART = 2**28  # logits that are held at once where they have to be written to a GPU's memory
 SAFE = 1e-30  # no product of probabilities that ends above it came near the smallest float32 on its way
 FACTS = {
     Tensor.dim,
@@ -96,19 +101,39 @@ class Product:
         rows, bits = self.input.reshape(*shape[:-1], self.input.shape[-1]), bits.expand(shape)
         if shape[0] == 1 and len(shape) > 2:
             return self.log_mass(shape[1:], bits[0]).unsqueeze(0)
-        on_cpu = rows.device.type == "cpu"
-        if (
-            on_cpu
-            and self.linear is functional.linear
-            and shape[0] >= SHARED
-            and bits.stride(0) == 0
-            and _is_binary(bits[0])
-        ):
-            return shared_log_mass(rows, self.weight, self.bias, bits[0])
-        num_parts = -(-shape.numel() // PART) if on_cpu else 1
+        if shape[0] >= SHARED and bits.stride(0) == 0:
+            found = self._shared(rows, bits[0])
+            if found is not None:
+                return found
+        num_parts = -(-shape.numel() // (PART if rows.device.type == "cpu" else GPU_PART))
         parts = zip(rows.chunk(num_parts), bits.chunk(num_parts), strict=True)
         masses = [pixel_sum(self.linear(h, self.weight, self.bias), x, overwrite=True) for h, x in parts]
         return torch.cat(masses)
+
+    def _shared(self, rows: Tensor, bits: Tensor) -> Tensor | None:
+        """Log mass (K, ...) of bits (..., D) that K rows share, where there is a way made for that."""
+        is_plain = self.linear is functional.linear
+        if rows.device.type == "cpu":
+            return shared_log_mass(rows, self.weight, self.bias, bits) if is_plain and _is_binary(bits) else None
+        precision = "float32" if is_plain else getattr(self.linear, "precision", None)
+        fused = _fused_head(rows.device) if rows.is_cuda and precision else None
+        if fused is None:
+            return None
+        shortened = getattr(self.linear, "shortened", lambda values: values)
+        data = bits.reshape(-1, bits.shape[-1])
+        hidden, weight = shortened(rows.reshape(len(rows), len(data), -1)), shortened(self.weight)
+        if not fused.takes(hidden, weight):
+            return None
+        masses: Tensor | None = fused.shared_log_mass(hidden, weight, self.bias, data, precision)
+        return None if masses is None else masses.reshape(rows.shape[:-1]).to(rows.dtype)
+
+
+@functools.cache
+def _fused_head(device: torch.device) -> ModuleType | None:
+    """The module of the kernel, where Triton is there and the GPU knows TF32."""
+    if torch.version.cuda is None or find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    return importlib.import_module("pyro_vae.estimators.fused_head")
 
 
 def shared_log_mass(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ PRIOR_CHAINS = 8  # by which the scale of the start counts beside the chains' ow
 WARM_UP = 10  # moves at the first stage, from a first guess that may be far off
 
 Densities = Callable[[Tensor], tuple[Tensor, Tensor]]
+Evaluation = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Position:
     grad_base: Tensor
     grad_target: Tensor
 
-    def log_density(self, beta: Tensor) -> Tensor:
+    def log_density(self, beta: float) -> Tensor:
         """Log of r^(1-β) f^β, shape (num_chains, n)."""
         if beta == 0:
             return self.log_base  # 0 times log 0 is none of its business
         return (1 - beta) * self.log_base + beta * self.log_target if beta < 1 else self.log_target
 
-    def gradient(self, beta: Tensor) -> Tensor:
-        return torch.lerp(self.grad_base, self.grad_target, beta.to(self.grad_base.dtype))
+    def gradient(self, beta: float) -> Tensor:
+        return torch.lerp(self.grad_base, self.grad_target, beta)
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class GeometricPath:
 
     Args:
         densities: log r and log f (num_chains, n) at u (num_chains, n, dim), nats, differentiable.
-        betas: β_0 = 0 to β_T = 1, shape (T + 1,).
+        betas: β_0 = 0 to β_T = 1, shape (T + 1,), on the CPU, so that a GPU is never asked for one.
         num_leapfrog: leapfrog steps of one move.
         tuning: step sizes and scales; from `pilot`.
+        evaluate: log r, log f and their gradients at u; by autograd unless something faster takes its place.
 
     Source: Neal, "MCMC using Hamiltonian dynamics", 2011, arXiv:1206.1901.
     """
@@ -79,6 +81,10 @@ class GeometricPath:
     num_leapfrog: int
     tuning: Tuning | None = None
     acceptance: list[Tensor] = field(default_factory=list)  # (n,) of each move
+    evaluate: Evaluation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.evaluate = self._by_autograd
 
     @property
     def num_steps(self) -> int:
@@ -86,15 +92,18 @@ class GeometricPath:
 
     def at(self, u: Tensor) -> Position:
         """The position with its densities and gradients."""
+        return Position(u.detach(), *self.evaluate(u))
+
+    def _by_autograd(self, u: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             log_base, log_target = self.densities(u)
             grad_base = torch.autograd.grad(log_base.sum(), u, retain_graph=True)[0]
             grad_target = torch.autograd.grad(log_target.sum(), u)[0]
-        return Position(u.detach(), log_base.detach(), log_target.detach(), grad_base, grad_target)
+        return log_base.detach(), log_target.detach(), grad_base, grad_target
 
     def log_density(self, state: Position, step: int) -> Tensor:
-        return state.log_density(self.betas[step])
+        return state.log_density(float(self.betas[step]))
 
     def take(self, state: Position, chains: Tensor) -> Position:
         wide = chains.unsqueeze(-1).expand_as(state.u)
@@ -103,11 +112,11 @@ class GeometricPath:
     def move(self, state: Position, step: int) -> Position:
         if self.tuning is None:
             raise RuntimeError("the path has no step sizes: run the pilot first")
-        moved, probability = self.propose(state, self.betas[step], self.tuning.kick(step))
+        moved, probability = self.propose(state, float(self.betas[step]), self.tuning.kick(step))
         self.acceptance.append(probability.mean(0))
         return moved
 
-    def propose(self, start: Position, beta: Tensor, kick: Tensor) -> tuple[Position, Tensor]:
+    def propose(self, start: Position, beta: float, kick: Tensor) -> tuple[Position, Tensor]:
         """One trajectory with steps `kick` (n, dim) and its Metropolis test.
 
         Returns:
@@ -161,7 +170,7 @@ def pilot(path: GeometricPath, u: Tensor, scale: Tensor) -> Tuning:
         visited = []
         for _ in range(WARM_UP if index == 0 else PILOT_MOVES):
             kick = log_size.exp().unsqueeze(-1) * here
-            state, probability = path.propose(state, path.betas[stage], kick)
+            state, probability = path.propose(state, float(path.betas[stage]), kick)
             log_size = log_size + ADAPTATION * (probability.mean(0).to(log_size) - TARGET_ACCEPTANCE)
             visited.append(log_size)
         sizes.append(torch.stack(visited[-PILOT_MOVES:]).mean(0))

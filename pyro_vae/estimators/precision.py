@@ -5,6 +5,7 @@ float32. Convolutions and whatever else a model does stay as they are, and so do
 the same in every precision.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from torch.nn import functional
 from pyro_vae import traces
 from pyro_vae.checks import check_choice
 from pyro_vae.estimators.head import LinearLayers
+from pyro_vae.estimators.watch import Watch
 from pyro_vae.traces import Pair, Values
 
 PRECISIONS = ("float32", "tf32", "float16", "float64")
@@ -27,20 +29,17 @@ class Scorer:
 
     Args:
         precision: "float32" (whatever the parameters are), "tf32", "float16", or "float64".
+        watch: what raises a number that is too large for float16.
     """
 
-    def __init__(self, precision: str = "float32") -> None:
+    def __init__(self, precision: str, watch: Watch) -> None:
         check_choice("precision", precision, PRECISIONS)
-        self.precision = precision
+        self.precision, self.watch = precision, watch
 
     def log_joint(
         self, pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool
     ) -> Tensor:
-        """Log p(x_n, z_k), shape (num_particles, n), nats.
-
-        Raises:
-            ValueError: a number that enters a linear layer is too large for float16.
-        """
+        """Log p(x_n, z_k), shape (num_particles, n), nats."""
         if self.precision == "float64":
             args, values = _doubled(args), dict(zip(values, _doubled(values.values()), strict=True))
             with _in_float64(pair.modules), LinearLayers(_double_linear):
@@ -48,8 +47,8 @@ class Scorer:
         rounded = Rounded(self.precision) if self.precision in REDUCED else None
         with LinearLayers(rounded or functional.linear):
             found = traces.log_joint(pair, args, values, num_particles, tiled)
-        if rounded is not None:
-            rounded.check()
+        if rounded is not None and rounded.overflow is not None:
+            self.watch(rounded.overflow, _too_large)
         return found
 
 
@@ -62,41 +61,50 @@ class Rounded:
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
-        self.overflow: Tensor | None = None
+        self.overflow: Tensor | None = None  # whether a number that entered a layer as float16 is infinite there
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = input.reshape(-1, input.shape[-1])
-        product = self._tf32(rows, weight) if self.precision == "tf32" else self._float16(rows, weight)
-        output = product.to(input.dtype) if bias is None else product.to(input.dtype).add_(bias)
-        return output.reshape(*input.shape[:-1], len(weight))
+        output = self._on_gpu(rows, weight, bias) if rows.is_cuda else self._on_cpu(rows, weight, bias)
+        return output.to(input.dtype).reshape(*input.shape[:-1], len(weight))
 
-    def _tf32(self, rows: Tensor, weight: Tensor) -> Tensor:
-        if rows.is_cuda:
+    def shortened(self, values: Tensor) -> Tensor:
+        """What a kernel takes that rounds to TF32 by itself, but wants float16 as such."""
+        if self.precision == "tf32":
+            return values.float()
+        short = values.half()
+        # An overflow stays on the device until the end: asking for it here would stop a GPU at every layer.
+        is_inf = torch.linalg.vector_norm(short, math.inf).isinf()
+        self.overflow = is_inf if self.overflow is None else self.overflow | is_inf
+        return short
+
+    def _on_gpu(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.float()
+        rows, weight = self.shortened(rows), self.shortened(weight)
+        if self.precision == "tf32":
             with tf32_products():
-                return rows.float() @ weight.float().T
-        return to_tf32(rows) @ to_tf32(weight).T  # what the chip does, up to the order of its sums
+                return functional.linear(rows, weight, bias)
+        if "out_dtype" in (torch.mm.__doc__ or ""):
+            product = torch.mm(rows, weight.T, out_dtype=torch.float32)
+        else:
+            with tf32_products():  # which loses nothing of a float16
+                product = rows.float() @ weight.float().T
+        return product if bias is None else product.add_(bias)
 
-    def _float16(self, rows: Tensor, weight: Tensor) -> Tensor:
-        short, short_weight = rows.half(), weight.half()
-        self._watch(short, rows)
-        self._watch(short_weight, weight)
-        if rows.is_cuda and "out_dtype" in (torch.mm.__doc__ or ""):
-            return torch.mm(short, short_weight.T, out_dtype=torch.float32)
-        with tf32_products():  # which loses nothing of a float16
-            return short.float() @ short_weight.float().T
+    def _on_cpu(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the chip does, up to the order of its sums."""
+        if self.precision == "tf32":
+            product = to_tf32(rows) @ to_tf32(weight).T
+        else:
+            product = self.shortened(rows).float() @ self.shortened(weight).float().T
+        return product if bias is None else product.to(rows.dtype).add_(bias)
 
-    def _watch(self, short: Tensor, whole: Tensor) -> None:
-        """Remember an overflow on the device: asking for it at every layer would stop a GPU at every layer."""
-        bad = (short.isinf() & whole.isfinite()).any()
-        self.overflow = bad if self.overflow is None else self.overflow | bad
 
-    def check(self) -> None:
-        """Raise a ValueError if a number was too large since the start."""
-        if self.overflow is not None and bool(self.overflow):
-            raise ValueError(
-                "a number that enters a linear layer is beyond 65504, the largest of float16; take precision='tf32' or "
-                "'float32'"
-            )
+def _too_large() -> ValueError:
+    return ValueError(
+        "a number that enters a linear layer is infinite or beyond 65504, the largest of float16; take "
+        "precision='tf32' or 'float32'"
+    )
 
 
 def to_tf32(values: Tensor) -> Tensor:

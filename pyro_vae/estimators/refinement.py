@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae import distributed, traces
 from pyro_vae.checks import check_count
 from pyro_vae.estimators.drawn import Draw, guide_of
-from pyro_vae.estimators.streaming import BLOCK_ROWS
+from pyro_vae.estimators.streaming import GRADIENT_ROWS
 from pyro_vae.latents import Latents
 from pyro_vae.randomness import derived_seed, reseed, systematic
 from pyro_vae.traces import Pair, Program, Values
@@ -56,7 +56,7 @@ class Refined:
 
     def _chunks(self, num_data: int, dim: int, device: str) -> list[tuple[int, int]]:
         """Ranges of data that are refined together, of a size that does not depend on their number."""
-        rows = BLOCK_ROWS.get(device, BLOCK_ROWS["cpu"]) // self.num_samples
+        rows = GRADIENT_ROWS.get(device, GRADIENT_ROWS["cpu"]) // self.num_samples
         size = max(1, min(rows, MAX_ENTRIES // dim**2 if self.covariance == "full" else rows))
         return [(start, min(start + size, num_data)) for start in range(0, num_data, size)]
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from pyro_vae import diagnostics, distributed, traces
 from pyro_vae.estimators.head import keep_memory
 from pyro_vae.estimators.precision import Scorer
+from pyro_vae.estimators.watch import Watch
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
 # Rows (particles x data) of one block. On the CPU the logits of a block stay near the cache; on a GPU a block fills
 # the chip. Fixed per kind of device, so that the same seed gives the same noise whatever memory is free.
-BLOCK_ROWS = {"cpu": 2048, "cuda": 262_144}
+BLOCK_ROWS = {"cpu": 2048, "cuda": 2**21}
+GRADIENT_ROWS = {"cpu": 2048, "cuda": 2**18}  # of one block where a gradient keeps what the model computed
 # Blocks that are drawn one by one, each with its seed, and scored at once: of these sizes a model runs fastest.
 TOGETHER = {"cpu": 2, "cuda": 1}
 SERIES_TERMS = 8  # see `Accumulator.jackknife`
@@ -47,7 +49,8 @@ class Blocks:
         rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
         self.block_particles = min(self.num_particles, rows // 4)
         self.block_data = max(1, rows // self.block_particles)
-        self._score = Scorer(self.precision).log_joint
+        self._watch = Watch()
+        self._score = Scorer(self.precision, self._watch).log_joint
         if self.args[0].device.type == "cpu":
             keep_memory()
 
@@ -57,9 +60,10 @@ class Blocks:
         return len(self.args[0] if self.rows is None else self.rows)
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
-        """Ranges of data, start and stop."""
+        """Ranges of data, start and stop; what a GPU found to be wrong in any of them is raised after the last."""
         for start in range(0, self.num_rows, self.block_data):
             yield start, min(start + self.block_data, self.num_rows)
+        self._watch.end()
 
     def particles(self, start: int, stop: int) -> Iterator[Tensor]:
         """Log weights (k, stop - start) of the data start..stop, until all particles are spent."""
@@ -73,7 +77,7 @@ class Blocks:
         for first in range(0, self.num_particles, together):
             last = min(first + together, self.num_particles)
             log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
-            _check_weights(log_weights, data)
+            self._check_weights(log_weights, data)
             yield log_weights
 
     def _draw(
@@ -127,6 +131,20 @@ class Blocks:
         few = {name: v[first:last] if self.tiled else v[:, first:last] for name, v in values.items()}
         return self._score(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
 
+    def _check_weights(self, log_weights: Tensor, data: Sequence[int]) -> None:
+        """NaN and +inf are errors that name the datum; -inf is a weight of zero."""
+        bad = (log_weights.isnan() | (log_weights == math.inf)).any(0)
+
+        def error() -> ValueError:
+            column = int(bad.nonzero()[0])
+            values = log_weights[:, column]
+            value = float(values[values.isnan() | (values == math.inf)][0])
+            return ValueError(
+                f"log weight of datum {data[column]} is {value} ({int(bad.sum())} such data in its block)"
+            )
+
+        self._watch(bad.any(), error)
+
     def notes(self) -> tuple[str, ...]:
         """What happened on the way."""
         tiled = ("the programs ran on tiled data, one row per particle and datum",) if self.tiled else ()
@@ -134,16 +152,6 @@ class Blocks:
         parts = distributed.largest(self.shrunk)
         shrunk = (f"memory ran out: each block was scored in {parts} parts",) if parts > 1 else ()
         return tiled + longer + shrunk
-
-
-def _check_weights(log_weights: Tensor, data: Sequence[int]) -> None:
-    """NaN and +inf are errors that name the datum; -inf is a weight of zero."""
-    bad = (log_weights.isnan() | (log_weights == math.inf)).any(0)
-    if bool(bad.any()):
-        column = int(bad.nonzero()[0])
-        values = log_weights[:, column]
-        value = float(values[values.isnan() | (values == math.inf)][0])
-        raise ValueError(f"log weight of datum {data[column]} is {value} ({int(bad.sum())} such data in its block)")
 
 
 class Accumulator:
