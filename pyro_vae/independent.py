@@ -1,6 +1,10 @@
 """Laws of independent coordinates whose log-probability is taken as one sum: black and white pixels, normal latents."""
 
+import functools
+import importlib
 import math
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import pyro.distributions as dist
@@ -61,6 +65,10 @@ def log_mass(logits: Tensor, bits: Tensor) -> Tensor:
 
 def pixel_sum(logits: Tensor, bits: Tensor, *, overwrite: bool = False) -> Tensor:
     """`log_mass` of one part; with `overwrite` the logits are gone afterwards."""
+    kernels = kernels_for(logits)
+    if kernels is not None and kernels.takes_pixels(logits):
+        masses: Tensor = kernels.pixel_log_mass(logits, bits)
+        return masses
     missed = torch.addcmul(logits.relu(), logits, bits, value=-1).sum(-1)  # Σ max(l, 0) - x l
     factors = (logits.abs_() if overwrite else logits.abs()).sigmoid_()
     return products(factors, HALVINGS).log().sum(-1) - missed
@@ -76,6 +84,23 @@ def products(factors: Tensor, num_halvings: int) -> Tensor:
     return factors[..., :width]
 
 
+def kernels_for(values: Tensor) -> ModuleType | None:
+    """`pyro_vae.kernels`, where there is a GPU for them, and Triton.
+
+    None while gradients are recorded: kernels have none, and whoever writes down the operations of a pair misses them.
+    """
+    return None if torch.is_grad_enabled() else _kernels_on(values.device)
+
+
+@functools.cache
+def _kernels_on(device: torch.device) -> ModuleType | None:
+    if device.type != "cuda" or torch.version.cuda is None or find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    return importlib.import_module("pyro_vae.kernels")
+
+
 class DiagonalNormal(dist.Independent):
     r"""Independent normals: log p(z) = -½ Σ_j ((z_j - μ_j)/σ_j)² - Σ_j log σ_j - (D/2) log 2π, nats.
 
@@ -87,7 +112,7 @@ class DiagonalNormal(dist.Independent):
         law, dims = self.base_dist, tuple(range(-self.reinterpreted_batch_ndims, 0))
         if self._validate_args:
             law._validate_sample(value)
-        square = ((value - law.loc) / law.scale).square().sum(dims)
+        square = _square_distance(value, law.loc, law.scale, dims)
         log_scale = _once(law.scale).log()
         log_scale = log_scale.expand(*log_scale.shape[: dims[0]], *self.event_shape)
         return -0.5 * square - (log_scale + HALF_LOG_TAU).sum(dims)
@@ -96,6 +121,15 @@ class DiagonalNormal(dist.Independent):
 def diagonal_normal(loc: Tensor, scale: Tensor) -> DiagonalNormal:
     """Normals with mean and scale of shape (..., D), independent along the last dimension."""
     return DiagonalNormal(dist.Normal(loc, scale, validate_args=False), 1)
+
+
+def _square_distance(value: Tensor, loc: Tensor, scale: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Σ ((z - μ)/σ)² over the last dimensions."""
+    kernels = kernels_for(value) if len(dims) == 1 else None
+    if kernels is not None and kernels.takes_latents(value, loc, scale):
+        squares: Tensor = kernels.square_distance(*torch.broadcast_tensors(value, loc, scale))
+        return squares
+    return ((value - loc) / scale).square().sum(dims)
 
 
 def _once(values: Tensor) -> Tensor:

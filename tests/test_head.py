@@ -1,5 +1,7 @@
 """Layers that wait for what is done with them give what layers give, whatever is done with them."""
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -77,6 +79,50 @@ def test_whatever_else_is_done_is_done_with_the_numbers(use):
     found = USES[use](waiting())
     assert type(found) is torch.Tensor
     torch.testing.assert_close(found, USES[use](LAYER(HIDDEN)))
+
+
+CHANGES = {  # of logits, or of what they are made of, before they are scored
+    "in place": lambda logits, hidden: logits.mul_(2),
+    "an entry": lambda logits, hidden: logits.__setitem__((..., slice(3)), -4.0),
+    "an entry of a view": lambda logits, hidden: logits.unflatten(-1, (3, 4)).__setitem__((..., 0), -4.0),
+    "bounds": lambda logits, hidden: logits.clamp_(-1, 1),
+    "the input": lambda logits, hidden: hidden.relu_(),
+    "the input, by a function": lambda logits, hidden: functional.relu(hidden, inplace=True),
+    "the input, by a flag": lambda logits, hidden: functional.relu(hidden, True),
+    "the input, as an output": lambda logits, hidden: torch.mul(hidden, 2, out=hidden),
+    "the input, by an operator": lambda logits, hidden: hidden.__imul__(2),
+    "the input, by data": lambda logits, hidden: hidden.copy_(torch.zeros_like(hidden)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_in_place_is_scored_as_changed(change):
+    found = []
+    for smallest in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(head, "SMALLEST", smallest)
+            hidden = HIDDEN.clone()
+            with LinearLayers():
+                logits = LAYER(hidden)
+                CHANGES[change](logits, hidden)
+                found.append(bernoulli_pixels(logits, 1).log_prob(BITS))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "autocast", "one row of weights", "two types"])
+def test_layers_of_other_types_do_not_wait(how):
+    hidden, layer = HIDDEN.float(), copy.deepcopy(LAYER).float()
+    with LinearLayers(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        if how == "one row of weights":
+            logits = functional.linear(hidden, layer.weight[0])
+            assert logits.shape == hidden.shape[:-1]
+        elif how == "two types":
+            with pytest.raises(RuntimeError, match="dtype"):  # torch's own
+                functional.linear(hidden.double(), layer.weight)
+            return
+        else:
+            logits = layer.bfloat16()(hidden.bfloat16()) if how == "bfloat16" else layer(hidden)
+    assert type(logits) is torch.Tensor
 
 
 def test_facts_are_known_without_multiplying():

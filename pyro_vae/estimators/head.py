@@ -1,11 +1,8 @@
 """The last linear layer and the pixels that it gives as one step: their logits are never whole in memory."""
 
-import functools
-import importlib
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from pyro_vae.independent import PART, log_mass, pixel_sum, products
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SMALLEST = 2**18  # numbers: a layer that gives fewer is multiplied out at once
 SHARED = 128  # rows with the same bits, from which a layer of their own is worth while
-GPU_PART = 2**28  # logits that are held at once where they have to be written to a GPU's memory
+GPU_PART = 2**24  # logits that are written at once on a GPU: they are read again from its cache
 SAFE = 1e-30  # no product of probabilities that ends above it came near the smallest float32 on its way
 FACTS = {
     Tensor.dim,
@@ -63,19 +60,43 @@ class LinearLayers(TorchFunctionMode):
     def __init__(self, linear: Linear = functional.linear) -> None:
         super().__init__()
         self.linear = linear
+        self.waiting: list[weakref.ref[Product]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is functional.linear:
-            return self._layer(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return self._layer(*args, **kwargs)
+        if self.waiting and _writes(func, args, kwargs):
+            self._multiply_out()
+        return func(*args, **kwargs)
 
     def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product = Product(self.linear, _plain(input), weight, bias)
-        waits = product.shape.numel() >= SMALLEST and input.ndim > 1 and not torch.is_grad_enabled()
-        return deferred(product) if waits else product.value()
+        if not product.may_wait():
+            return product.value()
+        self.waiting = [each for each in self.waiting if each() is not None] + [weakref.ref(product)]
+        return deferred(product)
+
+    def _multiply_out(self) -> None:
+        """All layers that wait, before something is written that may be an input of theirs."""
+        for each in self.waiting:
+            product = each()
+            if product is not None:
+                product.value()
+        self.waiting = []
 
 
-@dataclass
+def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of torch may change one of its arguments."""
+    name = getattr(func, "__name__", "")
+    if name.endswith("_") and not name.endswith("__"):
+        return True
+    in_place = name in ("__setitem__", "__set__") or name.startswith("__i") or kwargs.get("out") is not None
+    is_functional = getattr(func, "__module__", "") == functional.__name__  # which take a flag, by name or not
+    return in_place or bool(kwargs.get("inplace")) or (is_functional and any(arg is True for arg in args))
+
+
+@dataclass(eq=False)
 class Product:
     """A linear layer and its input, not multiplied out unless `value` is asked for."""
 
@@ -89,6 +110,14 @@ class Product:
     def shape(self) -> torch.Size:
         """Of the output."""
         return torch.Size((*self.input.shape[:-1], len(self.weight)))
+
+    def may_wait(self) -> bool:
+        """Whether it is large, nobody records its gradient, and parts of it have the type of the whole."""
+        tensors = [each for each in (self.input, self.weight, self.bias) if each is not None]
+        is_one_type = len({each.dtype for each in tensors}) == 1 and self.input.element_size() >= 4
+        is_plain = self.weight.ndim == 2 and self.input.ndim > 1 and self.shape.numel() >= SMALLEST
+        is_recorded = torch.is_grad_enabled() or torch.is_autocast_enabled(self.input.device.type)
+        return is_one_type and is_plain and not is_recorded
 
     def value(self) -> Tensor:
         """The output."""
@@ -112,28 +141,15 @@ class Product:
 
     def _shared(self, rows: Tensor, bits: Tensor) -> Tensor | None:
         """Log mass (K, ...) of bits (..., D) that K rows share, where there is a way made for that."""
-        is_plain = self.linear is functional.linear
         if rows.device.type == "cpu":
+            is_plain = self.linear is functional.linear
             return shared_log_mass(rows, self.weight, self.bias, bits) if is_plain and _is_binary(bits) else None
-        precision = "float32" if is_plain else getattr(self.linear, "precision", None)
-        fused = _fused_head(rows.device) if rows.is_cuda and precision else None
-        if fused is None:
+        of_kernel = getattr(self.linear, "shared_log_mass", None)
+        if of_kernel is None:
             return None
-        shortened = getattr(self.linear, "shortened", lambda values: values)
         data = bits.reshape(-1, bits.shape[-1])
-        hidden, weight = shortened(rows.reshape(len(rows), len(data), -1)), shortened(self.weight)
-        if not fused.takes(hidden, weight):
-            return None
-        masses: Tensor | None = fused.shared_log_mass(hidden, weight, self.bias, data, precision)
-        return None if masses is None else masses.reshape(rows.shape[:-1]).to(rows.dtype)
-
-
-@functools.cache
-def _fused_head(device: torch.device) -> ModuleType | None:
-    """The module of the kernel, where Triton is there and the GPU knows TF32."""
-    if torch.version.cuda is None or find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    return importlib.import_module("pyro_vae.estimators.fused_head")
+        masses: Tensor | None = of_kernel(rows.reshape(len(rows), len(data), -1), self.weight, self.bias, data)
+        return None if masses is None else masses.reshape(rows.shape[:-1])
 
 
 def shared_log_mass(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor) -> Tensor:
@@ -203,8 +219,10 @@ class Deferred(Tensor):
         return func(*_plain(args), **_plain(kwargs or {}))  # what reached torch by another way
 
     def takes(self, bits: Tensor) -> bool:
-        """Whether these are logits of such bits: a row of numbers for each row of the layer's input."""
+        """Whether these are still logits of such bits: a row of numbers for each row of the layer's input."""
         shape = self.outline.shape
+        if self.product.known is not None:  # somebody has had the numbers, and may have changed them
+            return False
         return type(bits) is Tensor and bits.ndim <= len(shape) > 1 and shape[-1] == self.product.shape[-1]
 
 
