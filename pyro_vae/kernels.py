@@ -11,11 +11,12 @@ from triton.runtime.errors import OutOfResources
 LOG2_E = tl.constexpr(1.4426950408889634)
 MAX_PIXELS = 4000  # one factor from [1, 2] for each tile of pixels: their product stays a float32
 MAX_LATENTS = 1024
+MAX_ROWS = 2**31 - 2**12  # that 32 bits count
 NARROWEST, WIDEST = 16, 512  # numbers of a hidden row that is held on the chip
 # Sizes of tiles, warps and stages: the fastest of those that were tried on an H200.
-LAYER_ROWS, LAYER_PIXELS, LAYER_WARPS, LAYER_STAGES = 256, 64, 8, 2
-PIXEL_ROWS, PIXELS = 4, 256
-LATENT_NUMBERS = 2048
+LAYER_ROWS, LAYER_PIXELS, LAYER_WARPS, LAYER_STAGES = 256, 32, 8, 3
+PIXEL_ROWS, PIXELS = 4, 128
+LATENT_NUMBERS = 1024
 
 
 def takes_layer(weight: Tensor) -> bool:
@@ -67,7 +68,8 @@ def parts(width: int) -> tuple[int, int, int]:
 
 def takes_pixels(logits: Tensor) -> bool:
     """Whether `pixel_log_mass` is for logits of that size and type."""
-    return logits.dtype == torch.float32 and logits.ndim > 1 and logits.shape[-1] <= MAX_PIXELS
+    is_single = logits.dtype == torch.float32 and logits.ndim > 1
+    return is_single and logits.shape[-1] <= MAX_PIXELS and logits.shape[:-1].numel() < MAX_ROWS
 
 
 def pixel_log_mass(logits: Tensor, bits: Tensor) -> Tensor:
@@ -201,9 +203,10 @@ def _pixel_kernel(
     PIXELS: tl.constexpr,
 ):
     """Log masses of `ROWS` rows."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < num_rows
-    observed_row = row % num_repeated
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = number < num_rows
+    observed_row = (number % num_repeated).to(tl.int64)
+    row = number.to(tl.int64)  # of a remainder it takes much longer than 32 bits, of a place in memory 32 are too few
     gains = tl.zeros((ROWS, PIXELS), tl.float32)
     products = tl.full((ROWS, PIXELS), 1.0, tl.float32)
     for start in range(0, num_pixels, PIXELS):
@@ -230,12 +233,14 @@ def _square_kernel(
     COLUMNS: tl.constexpr,
 ):
     """Squared distances of `ROWS` rows."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < num_rows
-    column = tl.arange(0, COLUMNS)
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = number < num_rows
+    row, column = number.to(tl.int64), tl.arange(0, COLUMNS)
     mask = inside[:, None] & (column < width)[None, :]
     z = tl.load(value + row[:, None] * width + column[None, :], mask=mask, other=0.0)
-    mean = tl.load(loc + (row % num_locs)[:, None] * width + column[None, :], mask=mask, other=0.0)
-    deviation = tl.load(scale + (row % num_scales)[:, None] * width + column[None, :], mask=mask, other=1.0)
+    mean = tl.load(loc + (number % num_locs).to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0.0)
+    deviation = tl.load(
+        scale + (number % num_scales).to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=1.0
+    )
     distance = tl.div_rn(z - mean, deviation)
     tl.store(squares + row, tl.sum(distance * distance, 1), mask=inside)

@@ -15,7 +15,7 @@ from pyro_vae.independent import PART, log_mass, pixel_sum, products
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SMALLEST = 2**18  # numbers: a layer that gives fewer is multiplied out at once
 SHARED = 128  # rows with the same bits, from which a layer of their own is worth while
-GPU_PART = 2**24  # logits that are written at once on a GPU: they are read again from its cache
+GPU_PART = 2**28  # logits that are written at once on a GPU, 1 GiB: in smaller parts products take longer
 SAFE = 1e-30  # no product of probabilities that ends above it came near the smallest float32 on its way
 FACTS = {
     Tensor.dim,
