@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vae import distributed
-from pyro_vae.estimators.names import ESTIMATORS, PROPOSALS
+from pyro_vae.estimators.names import ESTIMATORS, PRECISIONS, PROPOSALS
 
 if TYPE_CHECKING:
     from pyro_vae.configuration import Config
@@ -97,6 +97,13 @@ settings = stacked(
     click.option("--chains", type=click.IntRange(1), default=None, help="Of annealing, per datum; 16 if not given."),
     click.option("--leapfrog", type=click.IntRange(1), default=None, help="Steps of each move of annealing (10)."),
     click.option("--start", type=click.Choice(["guide", "prior"]), default=None, help="Of annealing (guide)."),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=None,
+        show_default=False,
+        help="Of the model's linear layers, for is and multilevel; float32 if not given.",
+    ),
     click.option("--certify", is_flag=True, help="Check the estimator from both sides on simulated data."),
     click.option("--simulated", type=click.IntRange(2), default=None, help="How many, with --certify (100)."),
 )
@@ -104,7 +111,7 @@ choice = stacked(estimator("is"), settings)
 num_data = click.option(
     "--num-data", type=click.IntRange(1), default=None, help="A seeded random subset of the test data."
 )
-CHOICE = ("estimator", "particles", "proposal", "overdispersion", "certify", "simulated")
+CHOICE = ("estimator", "particles", "proposal", "overdispersion", "precision", "certify", "simulated")
 ANNEALING = ("steps", "chains", "leapfrog", "start")
 estimate_options = stacked(choice, moved, seed, machine)
 

@@ -84,6 +84,11 @@ def test_proposals_by_name_and_a_tuned_factor(vae, batch):
         ({"estimator": "ais", "particles": 9}, "particles is for estimators is, .*, and would be ignored by 'ais'"),
         ({"steps": 9}, "steps is for ais, smc, router and certify, and would be ignored by 'is'"),
         ({"overdispersion": 2.0}, "overdispersion is for the proposal overdispersed, and would be ignored by 'is'"),
+        ({"precision": "float8"}, "precision must be one of float32, tf32, float16, float64, got 'float8'"),
+        (
+            {"estimator": "ais", "precision": "tf32"},
+            "precision is for estimators is, .*, and would be ignored by 'ais'",
+        ),
         ({"simulated": 9}, "simulated is for certify, and would be ignored by 'is'"),
         ({"estimator": "exact", "certify": True}, "an exact log-likelihood needs no certificate"),
     ],
@@ -107,6 +112,14 @@ def test_evaluate_by_every_estimator(name, vae_run, tmp_path):
     assert summary["direction"] == ("unbiased" if name == "multilevel" else "lower")
     if name == "router":
         assert sum(summary["shares"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["is", "multilevel"])
+def test_evaluate_in_another_precision(name, vae_run, tmp_path, vae, batch):
+    how = ("--estimator", name, "--particles", "40", "--precision", "tf32")
+    call("evaluate", vae_run, *how, *FEW, "--out", tmp_path)
+    assert pv.LogLikelihood.load(tmp_path / "evaluation.npz").precision_error.precision == "tf32"
+    assert Choice(name, 40, precision="tf32").build(vae, batch).precision == "tf32"
 
 
 def test_certify_says_what_it_found_on_the_terminal_and_in_the_summary(vae_run, tmp_path):

@@ -14,7 +14,8 @@ import pyro_vae as pv
 from pyro_vae.estimators import head
 from pyro_vae.estimators.estimate import PrecisionError
 from pyro_vae.estimators.importance import CHECKED_DATA
-from pyro_vae.estimators.precision import PRECISIONS, REDUCED, Rounded, tf32_products, to_tf32
+from pyro_vae.estimators.names import PRECISIONS
+from pyro_vae.estimators.precision import REDUCED, Rounded, tf32_products, to_tf32
 
 SHAPE = (8, 8)
 
@@ -118,6 +119,20 @@ def test_a_number_beyond_float16_is_an_error():
     with pytest.raises(ValueError, match=r"beyond 65504, the largest of float16; take precision='tf32'"):
         scored(model, "float16")
     assert np.isfinite(scored(model, "tf32").log_prob).all()
+
+
+def test_multilevel_takes_a_precision():
+    model, batch = vae(), bits()
+    found = {
+        precision: pv.log_likelihood(model, batch, estimator=pv.multilevel(50, precision=precision), device="cpu")
+        for precision in PRECISIONS
+    }
+    for precision in ("tf32", "float16"):
+        assert abs(found[precision].mean - found["float64"].mean) < 1e-3
+        assert found[precision].precision_error.precision == precision
+    assert found["float32"].precision_error is None
+    # The levels of the data are the same, and so are the draws: what differs is rounding.
+    np.testing.assert_allclose(found["float32"].log_prob, found["float64"].log_prob, atol=1e-4)
 
 
 def test_a_shift_that_matters_is_a_warning():

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pyro_vae.checks import check_choice
 from pyro_vae.estimators.ais import annealed_importance_sampling
 from pyro_vae.estimators.estimate import Estimator
 from pyro_vae.estimators.exact import exact
 from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.multilevel import multilevel
-from pyro_vae.estimators.names import ESTIMATORS, PROPOSALS
+from pyro_vae.estimators.names import ESTIMATORS, PRECISIONS, PROPOSALS
 from pyro_vae.estimators.proposals import Proposal, defensive, overdispersed, refined
 from pyro_vae.estimators.router import router
 from pyro_vae.estimators.sandwich import sandwich
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PARTICLES = {"is": 5000, "is-jackknife": 5000, "multilevel": 500, "router": 1000}
 WITH_PROPOSAL = ("is", "is-jackknife", "multilevel", "ais", "smc")
 ANNEALED = ("ais", "smc", "router")
+STREAMED = ("is", "is-jackknife", "multilevel")
 TUNED, DEFAULT_FACTOR = "tuned", 1.5
 
 
@@ -43,6 +45,8 @@ class Choice:
         start: of annealing, "guide" (the default) or "prior".
         certify: whether to check the estimator from both sides on simulated data.
         simulated: how many data are simulated for that; 100 by default.
+        precision: of the model's linear layers, one of `PRECISIONS`, for importance sampling and multilevel; "float32"
+            by default.
     """
 
     estimator: str = "is"
@@ -55,11 +59,14 @@ class Choice:
     start: str | None = None
     certify: bool = False
     simulated: int | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("estimator", ESTIMATORS), ("proposal", PROPOSALS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.precision is not None:
+            check_choice("precision", self.precision, PRECISIONS)
         if self.proposal != "guide" and self.estimator not in WITH_PROPOSAL:
             raise ValueError(f"a proposal goes with {', '.join(WITH_PROPOSAL)}; {self.estimator!r} has none")
         if self.estimator == "exact" and self.certify:
@@ -73,6 +80,7 @@ class Choice:
                 for name in ("steps", "chains", "leapfrog", "start")
             },
             "simulated": (self.certify, "certify"),
+            "precision": (self.estimator in STREAMED, f"estimators {', '.join(STREAMED)}"),
         }
         for name, (needed, what) in applies.items():
             if getattr(self, name) is not None and not needed:
@@ -108,10 +116,11 @@ class Choice:
         particles = self.particles or PARTICLES.get(self.estimator, 0)
         if self.estimator == "exact":
             return exact()
-        if self.estimator in ("is", "is-jackknife", "multilevel"):
+        if self.estimator in STREAMED:
+            options: dict[str, Any] = {"proposal": proposal, "precision": self.precision or "float32"}
             if self.estimator == "multilevel":
-                return multilevel(particles, proposal=proposal)
-            return importance_sampling(particles, jackknife=self.estimator == "is-jackknife", proposal=proposal)
+                return multilevel(particles, **options)
+            return importance_sampling(particles, jackknife=self.estimator == "is-jackknife", **options)
         if self.estimator == "router":
             chains = self._chains()
             last = annealed_importance_sampling(

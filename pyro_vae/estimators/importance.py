@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_vae import diagnostics, distributed, traces
 from pyro_vae.checks import check_choice, check_count
 from pyro_vae.estimators.estimate import ARRAYS, Estimate, PrecisionError
-from pyro_vae.estimators.precision import PRECISIONS, REDUCED
+from pyro_vae.estimators.names import PRECISIONS
+from pyro_vae.estimators.precision import REDUCED
 from pyro_vae.estimators.proposals import Proposal, with_proposal
 from pyro_vae.estimators.streaming import Accumulator, Blocks
 from pyro_vae.randomness import derived_seed, own_randomness

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, traces
-from pyro_vae.checks import check_count
+from pyro_vae.checks import check_choice, check_count
 from pyro_vae.estimators.estimate import ARRAYS, Estimate
-from pyro_vae.estimators.importance import stream
+from pyro_vae.estimators.importance import precision_error, stream
+from pyro_vae.estimators.names import PRECISIONS
+from pyro_vae.estimators.precision import REDUCED
 from pyro_vae.estimators.proposals import Proposal, with_proposal
 from pyro_vae.estimators.streaming import Blocks
 from pyro_vae.randomness import derived_seed, own_randomness, systematic
@@ -33,6 +35,7 @@ class Multilevel:
     num_particles: int
     proposal: Proposal | None = None
     max_level: int = 9
+    precision: str = "float32"
 
     def __call__(self, pair: Pair, args: tuple[Tensor, ...], seed: int, progress: Callable[[int], object]) -> Estimate:
         tiled = not traces.broadcasts(pair, args)
@@ -40,16 +43,18 @@ class Multilevel:
         levels = draw_levels(len(args[0]), self.max_level, derived_seed(seed, LEVELS))
         rows = np.repeat(np.arange(len(levels)), np.where(levels > 0, 2**levels, 0))
         tick = _in_step(progress, len(levels), len(levels) + len(rows))
-        base = _figures(Blocks(pair, args, self.num_particles, seed, tiled), tick)
+        coarse = Blocks(pair, args, self.num_particles, seed, tiled, precision=self.precision)
+        base = _figures(coarse, tick)
         log_means = np.empty(0)
         if len(rows):
             chosen = torch.from_numpy(rows).to(args[0].device)
-            fine = Blocks(pair, args, self.num_particles, derived_seed(seed, FINE), tiled, chosen)
+            fine = replace(coarse, seed=derived_seed(seed, FINE), rows=chosen)
             log_means = _figures(fine, tick)["log_prob"]
         self._check(np.concatenate([base["log_prob"], log_means]), np.concatenate([np.arange(len(levels)), rows]))
         tiling = ("the programs ran on tiled data, one row per particle and datum",) if tiled else ()
         notes += (self._cost(levels, len(rows)), *tiling)
-        return self._estimate(base, level_gains(log_means, levels, self.max_level), notes)
+        estimate = self._estimate(base, level_gains(log_means, levels, self.max_level), notes)
+        return replace(estimate, precision_error=precision_error(coarse)) if self.precision in REDUCED else estimate
 
     def _estimate(self, base: dict[str, np.ndarray], gains: np.ndarray, notes: tuple[str, ...]) -> Estimate:
         correction = np.nansum(gains / reach_probabilities(self.max_level)[1:], axis=1)
@@ -89,7 +94,13 @@ class Multilevel:
             )
 
 
-def multilevel(num_particles: int = 500, *, proposal: Proposal | None = None, max_level: int = 9) -> Multilevel:
+def multilevel(
+    num_particles: int = 500,
+    *,
+    proposal: Proposal | None = None,
+    max_level: int = 9,
+    precision: str = "float32",
+) -> Multilevel:
     r"""Log p(x) by randomised multilevel Monte Carlo: nearly unbiased at about 2.5 K0 particles per datum.
 
     Y_n = L_{K0} + Σ_{j <= l} D_j / P(l >= j), with the level l of a datum drawn with P(l) ∝ 2^(-3l/2) on 0..max_level.
@@ -108,12 +119,13 @@ def multilevel(num_particles: int = 500, *, proposal: Proposal | None = None, ma
         num_particles: K0, particles of the lowest level; at least 2, and 25 for a k-hat.
         proposal: `refined()`, `defensive()` or `overdispersed(factor)` in place of the guide.
         max_level: the last level.
+        precision: how the model's linear layers multiply, see `importance_sampling`.
 
     Returns:
         An estimator for `log_likelihood`; direction "unbiased", `bias_bound` for what the last level leaves.
 
     Raises:
-        ValueError: fewer than 2 particles, or a last level outside 1..16.
+        ValueError: fewer than 2 particles, a last level outside 1..16, or an unknown precision.
 
     Source: Goda, Ishikawa, "Multilevel Monte Carlo estimation of log marginal likelihood", 2019, arXiv:1912.10636;
     Rhee, Glynn, "Unbiased estimation with square root convergence for SDE models", 2015 (the coupled sum); Vihola,
@@ -122,7 +134,8 @@ def multilevel(num_particles: int = 500, *, proposal: Proposal | None = None, ma
     check_count("num_particles", num_particles, least=2)
     if not isinstance(max_level, int) or not 1 <= max_level <= MAX_LEVEL:
         raise ValueError(f"max_level must be a whole number from 1 to {MAX_LEVEL}, got {max_level!r}")
-    return Multilevel(int(num_particles), proposal, max_level)
+    check_choice("precision", precision, PRECISIONS)
+    return Multilevel(int(num_particles), proposal, max_level, precision)
 
 
 def level_probabilities(max_level: int) -> np.ndarray:

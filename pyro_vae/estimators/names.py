@@ -2,3 +2,4 @@
 
 ESTIMATORS = ("exact", "is", "is-jackknife", "multilevel", "ais", "smc", "router")
 PROPOSALS = ("guide", "overdispersed", "defensive", "refined")
+PRECISIONS = ("float32", "tf32", "float16", "float64")

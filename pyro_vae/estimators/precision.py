@@ -16,11 +16,11 @@ from torch.nn import functional
 from pyro_vae import traces
 from pyro_vae.checks import check_choice
 from pyro_vae.estimators.head import LinearLayers
+from pyro_vae.estimators.names import PRECISIONS
 from pyro_vae.estimators.watch import Watch
 from pyro_vae.independent import kernels_for
 from pyro_vae.traces import Pair, Values
 
-PRECISIONS = ("float32", "tf32", "float16", "float64")
 REDUCED = ("tf32", "float16")
 TF32_BITS = 13  # of a float32's mantissa that TF32 does without
 
