@@ -2,6 +2,7 @@
 
 python benchmarks/bench.py            # all files of `PARTS`, one after the other, then the table
 python benchmarks/bench.py --table    # the table of what is there
+python benchmarks/bench.py --table --parts gpu_cuda    # and of what benchmarks/gpu.py wrote on a GPU
 
 Each part writes benchmarks/results/bench_<part>.json with machine, versions, threads and commit.
 """
@@ -10,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,26 @@ def main() -> None:
         command = [sys.executable, str(HERE / f"{part}.py"), "--root", arguments.root, "--out", str(arguments.out)]
         if subprocess.run(command).returncode:
             failed.append(part)
-    found = [json.loads(path.read_text()) for part in parts if (path := arguments.out / f"bench_{part}.json").is_file()]
-    print("\n".join(table(found)))
+    print("\n".join(table(read(arguments.out, parts))))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
+def read(folder: Path, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """The reports that are there: bench_<part>.json, or <part>.json of another benchmark."""
+    paths = [folder / f"{prefix}{part}.json" for part in parts for prefix in ("bench_", "")]
+    return [json.loads(path.read_text()) for path in paths if path.is_file()]
+
+
 def table(reports: list[dict[str, Any]]) -> list[str]:
-    """Markdown: every row with its ratio, the range over the rounds, the bar and whether it holds."""
+    """Markdown: every row with its ratio, or its seconds, the range over the rounds, the bar and whether it holds."""
     lines = ["| row | here | range | bar | holds | moonshot |", "|" + "---|" * 6]
     for report in reports:
         for row in report["rows"]:
             if "bar" in row:
-                low, high = row["range"]
+                (low, high), value = row["range"], row.get("ratio", row.get("seconds"))
                 lines.append(
-                    f"| {row['row']} | {row['ratio']:.3g} | {low:.3g} to {high:.3g} | {row['bar'] or ''} "
+                    f"| {row['row']} | {value:.3g} | {low:.3g} to {high:.3g} | {row['bar'] or ''} "
                     f"| {HOLDS[row.get('holds')]} | {row['moonshot'] or ''} |"
                 )
     return lines

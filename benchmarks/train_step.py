@@ -23,7 +23,8 @@ import pyro_vae as pv
 from pyro_vae import svi, traces
 from pyro_vae.data import Data
 
-STEPS = {20: 150, 128: 50, 512: 15}  # of one timing
+STEPS = {20: 60, 128: 25, 512: 8}  # of one timing, which is short: a machine that others use is never quiet for long
+ROUNDS = 15
 WAYS = {  # of `compile`: Pyro's handlers in every step; one graph, its operations one by one; fused by inductor
     "handlers": False,
     "graph": None,
@@ -121,7 +122,7 @@ def rows(report: Report, data: Data, size: int, device: torch.device, ways: Mapp
     steps["plain Pyro"] = plain_pyro(obs, data.space)
     steps |= {way: ours(obs, data, compile) for way, compile in ways.items()}
     steps |= {f"{way}, closed form": ours(obs, data, compile, "mean_field") for way, compile in ways.items()}
-    seconds = turn_by_turn(device, {name: repeated(step, STEPS[size]) for name, step in steps.items()})
+    seconds = turn_by_turn(device, {name: repeated(step, STEPS[size]) for name, step in steps.items()}, ROUNDS)
     for kind in ("", ", closed form"):
         for way in ways:
             bar, moonshot = BARS.get(way, {}).get(size, (None, None)) if device.type == "cpu" else (None, None)
