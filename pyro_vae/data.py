@@ -274,7 +274,7 @@ def _intensity(part: Part, levels: int | None) -> Tensor:
 def _draw_bits(intensity: Tensor, generator: torch.Generator) -> Tensor:
     if isinstance(intensity, Mapped):
         seed = _seed(generator)
-        return intensity.then(lambda p, rows: uniforms(seed, rows, p[0].numel()).view_as(p).lt_(p))
+        return intensity.then(lambda p, rows: uniforms(seed, rows, p.shape[1:].numel()).view_as(p).lt_(p))
     uniform = torch.rand(intensity.shape, generator=generator, device=generator.device)
     return uniform.to(intensity.device).lt_(intensity)  # in place: 1.0 where u < p
 
@@ -283,7 +283,7 @@ def _dequantize(values: Tensor, levels: int, generator: torch.Generator) -> Tens
     """(x + u) / levels; u is the middle of a random cell of [0, 1), so that floor(y * levels) is x."""
     if isinstance(values, Mapped):
         seed = _seed(generator)
-        return values.then(lambda x, rows: _between(x, uniforms(seed, rows, x[0].numel()).view_as(x), levels))
+        return values.then(lambda x, rows: _between(x, uniforms(seed, rows, x.shape[1:].numel()).view_as(x), levels))
     return _between(values, torch.rand(values.shape, generator=generator), levels)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
 PART = 2**19  # numbers that are summed together on a CPU: two temporaries of that size stay in its cache
@@ -60,18 +61,43 @@ def log_mass(logits: Tensor, bits: Tensor) -> Tensor:
     num_parts = -(-logits.numel() // PART) if logits.device.type == "cpu" and logits.ndim > 1 else 1
     parts = zip(logits.chunk(num_parts), bits.chunk(num_parts), strict=True)
     masses = [pixel_sum(*part) for part in parts]
-    return torch.cat(masses) if len(masses) > 1 else masses[0]
+    mass = torch.cat(masses) if len(masses) > 1 else masses[0]
+    if _holds_nan(mass):
+        infinite = mass.isnan()
+        mass[infinite] = one_by_one(logits[infinite], bits[infinite])
+    return mass
 
 
 def pixel_sum(logits: Tensor, bits: Tensor, *, overwrite: bool = False) -> Tensor:
-    """`log_mass` of one part; with `overwrite` the logits are gone afterwards."""
+    """`log_mass` of one part, finite logits given; with `overwrite` they are gone afterwards, and may be infinite."""
     kernels = kernels_for(logits)
     if kernels is not None and kernels.takes_pixels(logits):
         masses: Tensor = kernels.pixel_log_mass(logits, bits)
         return masses
     missed = torch.addcmul(logits.relu(), logits, bits, value=-1).sum(-1)  # Σ max(l, 0) - x l
+    if overwrite and _holds_nan(missed):
+        return log_mass(logits, bits)
     factors = (logits.abs_() if overwrite else logits.abs()).sigmoid_()
     return products(factors, HALVINGS).log().sum(-1) - missed
+
+
+def one_by_one(logits: Tensor, bits: Tensor) -> Tensor:
+    r"""Σ_d [x_d log σ(l_d) + (1 - x_d) log σ(-l_d)], where 0 times anything is 0: infinite logits are certainties."""
+    on, off = bits * functional.logsigmoid(logits), (1 - bits) * functional.logsigmoid(-logits)
+    return (on.masked_fill(bits == 0, 0) + off.masked_fill(bits == 1, 0)).sum(-1)
+
+
+def _holds_nan(values: Tensor) -> bool:
+    """Whether one of these, which are not infinite on both sides, is NaN: an infinite logit was multiplied by 0.
+
+    Not asked on a GPU, which would be waited for, nor where there are no numbers to look at.
+    """
+    if values.device.type != "cpu":
+        return False
+    try:
+        return math.isnan(values.sum())
+    except RuntimeError:  # inside `torch.func.vmap`, and where operations are written down as a graph
+        return False
 
 
 def products(factors: Tensor, num_halvings: int) -> Tensor:

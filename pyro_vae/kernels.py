@@ -171,7 +171,7 @@ def _layer_kernel(
             logits = tl.dot(h_3, tl.trans(_part(weight, pixel, is_pixel, FIRST + SECOND, width, THIRD)), logits)
         logits += tl.load(bias + pixel, mask=is_pixel, other=0.0)[None, :]
         observed = tl.load(bits + datum.to(tl.int64) * num_pixels + pixel, mask=is_pixel, other=0.0)[None, :]
-        gains += observed * logits - tl.maximum(logits, 0.0)
+        gains += _gain(observed, logits)
         products *= tl.where(is_pixel[None, :], 1.0 + tl.exp2(tl.abs(logits) * -LOG2_E), 1.0)
     tl.store(masses + row, tl.sum(gains - tl.log(products), 1), mask=inside)
 
@@ -182,6 +182,13 @@ def _part(values, row, is_row, start, width: tl.constexpr, SIZE: tl.constexpr):
     column = start + tl.arange(0, SIZE)
     mask = is_row[:, None] & (column < width)[None, :]
     return tl.load(values + row.to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0.0).to(tl.float16)
+
+
+@triton.jit
+def _gain(observed, logits):
+    """x l - max(l, 0), at infinite logits as well if x is a bit."""
+    below, above = tl.minimum(logits, 0.0), tl.maximum(logits, 0.0)
+    return tl.where(observed == 1.0, below, tl.where(observed == 0.0, -above, observed * logits - above))
 
 
 @triton.jit
@@ -214,7 +221,7 @@ def _pixel_kernel(
         mask = inside[:, None] & (pixel < num_pixels)[None, :]
         logit = tl.load(logits + row[:, None] * num_pixels + pixel[None, :], mask=mask, other=0.0)
         observed = tl.load(bits + observed_row[:, None] * num_pixels + pixel[None, :], mask=mask, other=0.0)
-        gains += observed * logit - tl.maximum(logit, 0.0)
+        gains += _gain(observed, logit)
         products *= tl.where(mask, 1.0 + tl.exp2(tl.abs(logit) * -LOG2_E), 1.0)
     tl.store(masses + row, tl.sum(gains - tl.log(products), 1), mask=inside)
 

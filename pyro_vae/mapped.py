@@ -1,6 +1,6 @@
 """Images that stay on disk: memory-mapped .npy arrays, whose rows become tensors when they are asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from pyro_vae.checks import blocks
 STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
 
 Step = Callable[[Tensor, np.ndarray], Tensor]
+Index = slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor  # of some of the rows
+CHOOSING = (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)  # uint8 is a mask to torch alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,27 +40,64 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
-        if isinstance(index, int):
-            return self[index : index + 1][0]
-        parts = [self._read(rows) for _, rows in blocks(self.take(index).rows)]
+    def __getitem__(self, index: int | Index) -> Tensor:
+        """One row, or the rows (k, ...) that `take` would leave on disk."""
+        some: Any = index
+        if not isinstance(index, slice) and np.ndim(some) == 0:
+            return self[[some]][0]
+        rows = self.take(some).rows
+        parts = [self._read(part) for _, part in blocks(rows)] or [self._read(rows)]
         return (torch.cat(parts) if len(parts) != 1 else parts[0]).to(self.device, self.dtype)
 
     def _read(self, rows: range | np.ndarray) -> Tensor:
-        at: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+        at: Any = rows
+        if isinstance(rows, range):
+            rows = np.arange(rows.start, rows.stop, rows.step)
+            at = slice(at.start, at.stop, at.step) if at.step > 0 else rows  # a slice down to row 0 has no such end
         values = torch.from_numpy(np.array(self.array[at], dtype=np.float32, order="C"))
         for step in self.steps:
-            values = step(values, np.asarray(rows))
+            values = step(values, rows)
         return values
 
-    def take(self, index: slice | Tensor) -> "Mapped":
-        """Some of the rows, still on disk: a slice, or those of a tensor of numbers (k,)."""
+    def take(self, index: Index) -> "Mapped":
+        """Some of the rows, still on disk, as torch would choose them.
+
+        Args:
+            index: a slice, or a list, an array or a tensor, of numbers (k,), those below 0 from the end, or a mask
+                (n,) of True and False.
+
+        Raises:
+            IndexError: a number that no row has, or a mask of another length.
+            TypeError: anything else, such as an index of several axes.
+            ValueError: a slice that goes backwards.
+        """
         if isinstance(index, slice):
+            if index.step is not None and index.step < 1:
+                raise ValueError(f"the step of a slice of rows must be 1 or more, got {index.step}")
             return replace(self, rows=self.rows[index])
-        numbers = index.cpu().numpy()
-        rows = self.rows
+        numbers, rows = self._numbers(index), self.rows
         at = rows.start + rows.step * numbers if isinstance(rows, range) else rows[numbers]
         return replace(self, rows=at)
+
+    def _numbers(self, index: Any) -> np.ndarray:
+        """The places (k,) among the rows, from 0 on, that an index means."""
+        found = _as_tensor(index)
+        if found is None or found.ndim != 1 or (found.dtype not in CHOOSING and found.numel()):
+            what = f"{found.dtype} of shape {tuple(found.shape)}" if found is not None else repr(index)
+            raise TypeError(
+                "rows are chosen by a whole number, a slice, or a list, an array or a tensor (k,) of whole numbers or "
+                f"of True and False, got {what}"
+            )
+        size = len(self)
+        if found.dtype == torch.bool:
+            if len(found) != size:
+                raise IndexError(f"a mask must have an entry for each of the {size} rows, got {len(found)}")
+            return found.nonzero()[:, 0].numpy()
+        numbers = found.long().numpy()
+        outside = numbers[(numbers < -size) | (numbers >= size)]
+        if len(outside):
+            raise IndexError(f"of {size} rows the numbers go from {-size} to {size - 1}, got {outside[0]}")
+        return np.where(numbers < 0, numbers + size, numbers)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Blocks of rows in turn, read when they are asked for."""
@@ -86,6 +125,14 @@ class Mapped:
     def is_floating_point(self) -> bool:
         """Whatever is stored, the values asked for are."""
         return self.dtype.is_floating_point
+
+
+def _as_tensor(index: Any) -> Tensor | None:
+    """An index on the CPU; None for what holds no numbers, and for a tuple, which to torch means several axes."""
+    try:
+        return None if isinstance(index, tuple) else torch.as_tensor(index, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # as torch says of words, of None, and of lists that are no array
+        return None
 
 
 def uniforms(seed: int, rows: np.ndarray, num: int) -> Tensor:

@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from pyro_vae import distributed
 from pyro_vae.objectives import Objective
+from pyro_vae.randomness import own_randomness
 from pyro_vae.traces import Pair
 
 
@@ -22,16 +24,25 @@ class SharedGradients:
         objective: what is maximised.
         pair: model and guide.
         modules: that hold the parameters of the pair; those of the first process are taken by all.
+        args: a few data, the same in every process, on which the pair is tried out.
         compile: True warns that there is no graph.
 
     Raises:
-        ValueError: for batch normalisation, whose statistics would be those of one process's data.
+        ValueError: for batch normalisation, whose statistics would be those of one process's data, and for any other
+            buffer that the loss moves.
     """
 
     way = "eager"
     reason = "the gradients of several processes are averaged as autograd leaves them"
 
-    def __init__(self, objective: Objective, pair: Pair, modules: nn.Module, compile: bool | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        pair: Pair,
+        modules: nn.Module,
+        args: tuple[Tensor, ...],
+        compile: bool | None = None,
+    ) -> None:
         if compile:
             warnings.warn(f"compile=True has no effect, the pair runs as Pyro does: {self.reason}", stacklevel=2)
         normalised = [name for name, module in modules.named_modules() if isinstance(module, _BatchNorm)]
@@ -39,6 +50,12 @@ class SharedGradients:
             raise ValueError(
                 f"several processes cannot share a batch whose data are normalised by its own mean ({normalised[0]}): "
                 "fit in one process, or use another normalisation"
+            )
+        moved = _moved_buffers(objective, pair, modules, args)
+        if moved:
+            raise ValueError(
+                "several processes cannot share a fit in which the pair changes buffers of its own, as each would have "
+                f"those of its own data: {', '.join(moved)}; fit in one process, or leave them as they are in training"
             )
         loss = _Loss(objective, pair, [p for p in modules.parameters() if p.requires_grad])
         self.parallel = DistributedDataParallel(loss, find_unused_parameters=True)  # they have no gradient alone either
@@ -51,19 +68,37 @@ class SharedGradients:
             weight: of the latent terms.
         """
         self.parallel.zero_grad()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-            loss = self.parallel(args, weight) * distributed.share()
-            loss.backward()
+        loss = self.parallel(args, weight) * distributed.share()
+        loss.backward()
         return distributed.mean(loss.detach())
 
 
+def _moved_buffers(objective: Objective, pair: Pair, modules: nn.Module, args: tuple[Tensor, ...]) -> list[str]:
+    """Names of the buffers that are not, after one loss, the tensors that they were with the values that they had."""
+    before = {name: (buffer, buffer.clone()) for name, buffer in modules.named_buffers()}
+    with own_randomness(0, args[0].device):  # to look must not move the noise of the fit
+        objective.loss(pair, args, 1.0)
+    after = dict(modules.named_buffers())
+    return [name for name in before | after if not _stayed(after.get(name), *before.get(name, (None, None)))]
+
+
+def _stayed(buffer: Tensor | None, before: Tensor | None, values: Tensor | None) -> bool:
+    if buffer is None or buffer is not before or values is None or buffer.shape != values.shape:
+        return False
+    return torch.allclose(buffer, values, rtol=0, atol=0, equal_nan=True)
+
+
 class _Loss(nn.Module):
-    """The loss as the forward pass of a module; of buffers, which no step changes, it shows none to be sent around."""
+    """The loss as the forward pass of a module; of buffers, which no step changes, it shows none to be sent around.
+
+    One parameter more, that nothing leads to, keeps DDP quiet: where all are used it says on stderr that it need not
+    have looked for others. It has to, as a pair may use one in this step and not in the next, or in one process alone.
+    """
 
     def __init__(self, objective: Objective, pair: Pair, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.objective, self.pair, self.shown = objective, pair, nn.ParameterList(parameters)
+        unused = nn.Parameter(torch.zeros_like(parameters[0].flatten()[:1]))
+        self.objective, self.pair, self.shown = objective, pair, nn.ParameterList([*parameters, unused])
 
     def forward(self, args: tuple[Tensor, ...], weight: float) -> Tensor:
         return self.objective.loss(self.pair, args, weight)

@@ -85,16 +85,16 @@ class Stepwise:
     ) -> tuple[Params, list[Tensor], int]:
         """One pass of updates, in float32 if that holds where it begins."""
         family = self.task.fast if self.task.fast is not None and self.task.agree(params) else self.task.exact
-        found = []
+        totals, log_prior = [], family.law(params).log_prior  # of the parameters that the epoch begins with
         for index in torch.randperm(self.num_rows, generator=self.generator).split(self.batch_size):
-            found.append(e_step(family, self._rows(index), params))
+            found = e_step(family, self._rows(index), params)
+            totals.append(found.total)
             size = (num_updates + 2) ** -self.decay
             share = size / len(index)
-            running = [(1 - size) * old + share * new for old, new in zip(running, found[-1].sums, strict=True)]
+            running = [(1 - size) * old + share * new for old, new in zip(running, found.sums, strict=True)]
             params = maximized(family, [self.num_rows * each for each in running], params)
             num_updates += 1
-        totals = torch.stack([each.total for each in found])
-        trace.add(Expectation(totals.sum(), found[0].log_prior, []).objective(self.num_rows))
+        trace.add(Expectation(torch.stack(totals).sum(), log_prior, []).objective(self.num_rows))
         return params, running, num_updates
 
     def _rows(self, index: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ class Run:
         options = {name: getattr(self.settings, name) for name in names}
         self.objective = make_objective(self.settings.objective, self.pair, self._few(), **options)
         if distributed.size() > 1:
-            self.gradients = SharedGradients(self.objective, self.pair, self.module, self.settings.compile)
+            how = self._few(), self.settings.compile
+            self.gradients = SharedGradients(self.objective, self.pair, self.module, *how)
             return
         num_steps = (self.settings.num_epochs - self.epoch) * self.steps_per_epoch
         self.gradients = Gradients(self.objective, self.pair, self.module, self.settings.compile, num_steps)

@@ -29,6 +29,17 @@ def check_pixels(num_particles, num_data, width, num_pixels):
         torch.testing.assert_close(found.double(), log_mass(logits.float(), observed), rtol=1e-6, atol=1e-5)
 
 
+def check_infinite_logits():
+    """Certain pixels: log 1 = 0 where they are as expected, log 0 where they are not; NaN stays."""
+    inf = float("inf")
+    logits, bits = torch.tensor([[inf, -inf, 0.0], [inf, 0.0, 1.0], [float("nan"), 0.0, 0.0]]), torch.zeros(3, 3)
+    bits[0, 0] = 1
+    found = kernels.pixel_log_mass(logits, bits)
+    torch.testing.assert_close(found[0], torch.tensor(0.5).log())
+    assert found[1] == -inf
+    assert found[2].isnan()
+
+
 def check_latents(num_particles, num_data, width):
     value, shape = torch.randn(num_particles, num_data, width), (num_particles, num_data, width)
     loc, scale, zero = torch.randn(num_data, width), torch.rand(num_data, width) + 0.1, torch.zeros(())
@@ -58,5 +69,6 @@ if __name__ == "__main__":
     for sizes in SIZES:
         check_pixels(*sizes)
         check_latents(*sizes[:3])
+    check_infinite_logits()
     check_overflow()
     check_parts()

@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import given_noise
 import numpy as np
 import pytest
 import together
 import torch
 from commands import call, train_words, trained
-from helpers import read_arrays, same
+from helpers import arguments, read_arrays, same
 
-from pyro_vae import checkpoint
+from pyro_vae import checkpoint, parallel
 from pyro_vae.estimators.result import ARRAYS, LogLikelihood
+from pyro_vae.objectives import make_objective
+from pyro_vae.traces import as_pair
 
 HERE = Path(__file__).parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
@@ -62,6 +65,10 @@ def test_a_process_that_is_killed_ends_the_job_with_an_error(killed):
     assert not (folder / "killed" / "fit.json").exists()
 
 
+def test_a_pair_that_uses_all_its_parameters_makes_no_noise(killed):
+    assert "find_unused_parameters" not in killed[1]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_give_every_digit_of_one(folder, rank):
     expected, found = together.scores(), read_arrays(folder / f"scores_{rank}.npz")
@@ -104,6 +111,49 @@ def test_the_fit_that_was_killed_goes_on_to_the_digits_of_the_one_that_was_not(f
 def test_a_fit_goes_on_with_as_many_processes_as_it_began_with(folder, tiny):
     with pytest.raises(AssertionError, match="processes was 2, now 1"):
         trained(tiny, folder / "whole", *together.FRAGILE, "--resume")
+
+
+class Counting(given_noise.Guide):
+    """A guide with buffers, and what it does to them in training."""
+
+    def __init__(self, does):
+        super().__init__()
+        self.does = does
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("unknown", torch.tensor(torch.nan))
+        self.register_buffer("is_ready", torch.tensor(True), persistent=False)
+
+    def forward(self, obs, context):
+        if self.training:
+            self.does(self, obs.detach())
+        super().forward(obs, context)
+
+
+MOVES = {  # what is done, and the buffer that it moves
+    "a running mean": (lambda guide, obs: guide.mean.lerp_(obs.mean(0), 0.1), "mean"),
+    "a count, replaced": (lambda guide, obs: setattr(guide, "count", guide.count + 0), "count"),
+    "a flag": (lambda guide, obs: guide.is_ready.logical_not_(), "is_ready"),
+    "a new buffer": (lambda guide, obs: guide.register_buffer("last", obs), "last"),
+    "nothing": (lambda guide, obs: None, None),
+}
+
+
+@pytest.mark.parametrize("what", MOVES)
+def test_a_pair_that_moves_its_buffers_is_refused(what, monkeypatch):
+    does, name = MOVES[what]
+    model, guide = given_noise.made()[0], Counting(does).double()
+    pair, args = as_pair(model, guide), arguments(given_noise.data(3).train)
+    modules = torch.nn.ModuleList(pair.modules)
+    objective = make_objective("elbo", pair, args, num_particles=1, alpha=0.0, free_bits=0.0)
+    monkeypatch.setattr(parallel, "DistributedDataParallel", lambda loss, **options: loss)  # there is one process
+    state = torch.get_rng_state()
+    if name is None:
+        parallel.SharedGradients(objective, pair, modules, args)
+    else:
+        with pytest.raises(ValueError, match=rf"changes buffers of its own, .*: 1\.{name}; fit in one process"):
+            parallel.SharedGradients(objective, pair, modules, args)
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_what_cannot_be_shared_is_refused(folder):

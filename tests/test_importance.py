@@ -206,6 +206,23 @@ def test_a_guide_is_run_again_unless_its_law_is_fixed(guide):
     assert traces.has_fixed_law(pair, (OBS,), 0) == (guide == "a fixed law")
 
 
+@pytest.mark.parametrize("where", [0, 499, 999])
+def test_a_guide_that_draws_more_for_some_data_only_is_found_out_wherever_they_are(where):
+    obs = torch.zeros(1000)
+    obs[where] = 1
+
+    def guide(obs):
+        loc = obs / 2
+        if bool(obs.any()):
+            loc = loc + torch.randn(2, len(obs))[0]
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(loc, torch.ones(len(obs))))
+
+    pair = traces.as_pair(gaussian_model, guide)
+    assert not traces.has_fixed_law(pair, (obs,), 0)
+    assert not traces.has_fixed_law(pair, (obs[where : where + 1],), 0)
+
+
 @pytest.mark.parametrize(("num_particles", "num_data"), [(1, 5000), (50, 300), (5000, 9), (20_000, 2)])
 def test_no_block_grows_with_particles_or_data(num_particles, num_data):
     oracle = LinearGaussian(3, 1)

@@ -2,11 +2,14 @@
 
 import itertools
 
+import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import kl_divergence
 
+import pyro_vae as pv
 from pyro_vae import independent, networks, traces
 from pyro_vae.independent import bernoulli_pixels, diagonal_normal, log_mass
 from pyro_vae.spaces import Binary
@@ -72,6 +75,43 @@ def test_arguments_are_left_as_they_were():
     log_mass(logits, bits)
     assert torch.equal(logits, before[0])
     assert torch.equal(bits, before[1])
+
+
+@pytest.mark.parametrize("part", [8, 10**9])
+def test_infinite_logits_are_certainties(part, monkeypatch):
+    """A wrong one makes the mass 0, a right one adds nothing; the other rows keep their digits."""
+    monkeypatch.setattr(independent, "PART", part)
+    logits, bits = pixels(12, 70)
+    plain_rows = log_mass(logits, bits)
+    cases = [(torch.inf, 0, False), (torch.inf, 1, True), (-torch.inf, 0, True), (-torch.inf, 1, False)]
+    cases += [(torch.inf, 0.5, False), (-torch.inf, 0.5, False)]
+    for row, (logit, bit, _) in enumerate(cases):
+        logits[row, 3], bits[row, 3] = logit, bit
+    found, rest = log_mass(logits, bits), [each for each in range(70) if each != 3]
+    for row, (*_, is_right) in enumerate(cases):
+        truth = plain(logits[row, rest], bits[row, rest]) if is_right else torch.tensor(-torch.inf).double()
+        torch.testing.assert_close(found[row], truth)
+    assert torch.equal(found[len(cases) :], plain_rows[len(cases) :])
+    torch.testing.assert_close(log_mass(logits[1], bits[1]), found[1])  # of one row alone
+    torch.testing.assert_close(independent.pixel_sum(logits.clone(), bits, overwrite=True), found)
+
+
+def test_particles_that_a_certain_pixel_rules_out_have_a_weight_of_zero():
+    """The pixel is on for sure if z > 0, and a fair coin otherwise: p(on) = 3/4."""
+
+    def model(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(obs.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("obs", bernoulli_pixels(torch.where(z > 0, torch.inf, 0.0), 1), obs=obs)
+
+    def guide(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(obs.new_zeros(len(obs), 1), 1.0).to_event(1))
+
+    batch, estimator = pv.Batch(torch.tensor([[1.0], [0.0]])), pv.importance_sampling(2000)
+    found = pv.log_likelihood(model, batch, guide=guide, estimator=estimator, device="cpu").log_prob
+    error = 4 * 0.25 / 2000**0.5  # weights are 1 or 1/2, and 0 or 1/2
+    assert np.exp(found) == pytest.approx([0.75, 0.25], abs=error)
 
 
 def test_nan_logits_give_nan():
@@ -214,4 +254,10 @@ def test_tanh_without_gradients_is_within_rounding_of_tanh():
 
 def test_tanh_with_gradients_is_torchs():
     values = torch.linspace(-3, 3, 7, requires_grad=True)
+    assert torch.equal(networks.Tanh()(values), values.tanh())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tanh_of_short_numbers_is_torchs(dtype):
+    values = torch.linspace(-3, 3, 1001).to(dtype)
     assert torch.equal(networks.Tanh()(values), values.tanh())

@@ -72,6 +72,67 @@ def test_what_is_not_drawn_has_the_digests_of_the_arrays_in_memory(tmp_path, arr
         assert torch.equal(one.subset(2).obs, other.subset(2).obs)
 
 
+PART = range(5, 15)  # of 20 rows on disk
+MASK = [True, False] * 5
+ALIKE = {  # of what torch takes, too
+    "the first": 0,
+    "from the end": -1,
+    "a number of numpy": np.int64(3),
+    "a tensor without axes": torch.tensor(-2),
+    "numbers": torch.tensor([3, -1, -10, 9, 3]),
+    "short numbers": torch.tensor([3, -1], dtype=torch.int32),
+    "a list": [4, -4],
+    "an array": np.array([4, -4]),
+    "a mask": torch.tensor(MASK),
+    "a list of a mask": MASK,
+    "an array of a mask": np.array(MASK),
+    "a mask of nothing": torch.zeros(10, dtype=torch.bool),
+    "no numbers": torch.zeros(0, dtype=torch.int64),
+    "an empty list": [],
+    "an empty slice": slice(0),
+    "a slice past the end": slice(12, 15),
+    "a slice from the end": slice(-3, None, 2),
+}
+
+
+@pytest.mark.parametrize("rows", [PART, np.array([7, 2, 19, 0, 1, 3, 3, 8, 9, 4]), range(0, 20, 2), range(9, -1, -1)])
+@pytest.mark.parametrize("what", ALIKE)
+def test_rows_are_chosen_as_of_a_tensor(what, rows):
+    array = RNG.normal(size=(20, 2, 3)).astype(np.float32)
+    mapped, memory = Mapped(array, rows), torch.from_numpy(array[np.asarray(rows)])
+    found, truth = mapped[ALIKE[what]], memory[ALIKE[what]]
+    assert found.shape == truth.shape
+    assert torch.equal(found, truth)
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "message"),
+    [
+        (100, IndexError, "of 10 rows the numbers go from -10 to 9, got 100"),
+        (torch.tensor([2, 12]), IndexError, "of 10 rows the numbers go from -10 to 9, got 12"),  # row 17 on disk
+        ([-11], IndexError, "of 10 rows the numbers go from -10 to 9, got -11"),
+        (torch.ones(9, dtype=torch.bool), IndexError, "an entry for each of the 10 rows, got 9"),
+        ([0.5], TypeError, r"of True and False, got torch.float32 of shape \(1,\)"),
+        (torch.ones(10, dtype=torch.uint8), TypeError, "got torch.uint8"),  # which torch takes for a mask
+        ([[1, 2]], TypeError, r"got torch.int64 of shape \(1, 2\)"),
+        ((1, 2), TypeError, r"got \(1, 2\)"),
+        (None, TypeError, "rows are chosen by a whole number, a slice"),
+        (..., TypeError, "rows are chosen by a whole number, a slice"),
+        ("train", TypeError, "rows are chosen by a whole number, a slice"),
+        (slice(None, None, -1), ValueError, "the step of a slice of rows must be 1 or more, got -1"),
+    ],
+)
+def test_an_index_of_no_rows_is_refused(index, kind, message):
+    with pytest.raises(kind, match=message):
+        Mapped(np.zeros((20, 2, 3)), PART)[index]
+
+
+def test_no_rows_of_what_is_drawn_are_none(greys):
+    for space in ("binary", "real", "quantized"):
+        data = load_data(greys[1], space=space)
+        assert data.test.obs[:0].shape == (0, *data.space.shape)
+
+
 def test_one_file_is_split_like_one_array(tmp_path):
     np.savez(tmp_path / "images.npz", GREYS["train"])
     np.save(tmp_path / "images.npy", GREYS["train"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -226,6 +227,25 @@ class Largest(TorchDispatchMode):
         return out
 
 
+class Living(TorchDispatchMode):
+    """Counts after every operation the bytes of all that was made inside and is still held by anyone: their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        old = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for storage in [each.untyped_storage() for each in tree_leaves(out) if isinstance(each, Tensor)]:
+            if storage._cdata not in old:
+                self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.storages = {key: held for key, held in self.storages.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
+        return out
+
+
 # --- data larger than memory ----------------------------------------------------------------------------------------
 
 
@@ -249,3 +269,21 @@ def test_mapped_data_are_read_block_by_block_to_the_same_fit(
         block = em_pass.BLOCK_ROWS * obs.shape[1] if each is stored else 0  # which has no views: a block is read
         assert made.num_elements < max(obs.numel() / 2, block + 1)
     assert traces[0] == traces[1] == traces[2]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stepwise_em_holds_the_statistics_of_one_batch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 6000 data an epoch has 72 batches more than of 2400, each with at least K = 20 numbers per pixel."""
+    build, data = CASES[case]
+    obs = data(6000)
+    monkeypatch.setattr(GreyLevels, "block_rows", 100)
+    monkeypatch.setattr(em_pass, "BLOCK_SIZE", {"cpu": 100 * obs.shape[1]})
+    monkeypatch.setattr(k_means, "ROWS_PER_COMPONENT", 2)
+    peaks = []
+    for rows in (obs[:2400], obs):
+        mixture = type(build())(build().space, num_components=20)
+        with Living() as living:
+            mixture.maximum_likelihood(rows, num_restarts=1, num_iterations=2, batch_size=50)
+        peaks.append(living.peak)
+    assert peaks[0] > 50 * 20 * 8  # it does see the responsibilities of a batch
+    assert peaks[1] - peaks[0] < 16 * 3600  # the index of each datum, and its order

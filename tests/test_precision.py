@@ -16,6 +16,7 @@ from pyro_vae.estimators.estimate import PrecisionError
 from pyro_vae.estimators.importance import CHECKED_DATA
 from pyro_vae.estimators.names import PRECISIONS
 from pyro_vae.estimators.precision import REDUCED, Rounded, tf32_products, to_tf32
+from pyro_vae.networks import NETWORKS
 
 SHAPE = (8, 8)
 
@@ -166,6 +167,61 @@ def test_a_pair_of_plain_functions_whose_layers_are_not_modules():
     for each in PRECISIONS:
         np.testing.assert_allclose(results[each].log_prob, results["float64"].log_prob, rtol=0, atol=5e-3)
     assert results["tf32"].precision_error.num_data == 9
+
+
+PROPOSALS = {
+    "none": None,
+    "refined": pv.refined(2, 2),
+    "defensive": pv.defensive(),
+    "overdispersed": pv.overdispersed(1.5),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("proposal", PROPOSALS)
+@pytest.mark.parametrize("form", ["a module", "functions"])
+def test_every_precision_goes_with_every_proposal_and_network(network, proposal, form):
+    torch.manual_seed(0)
+    vae = pv.models.VAE(pv.Binary(SHAPE), latent_dim=2, hidden_dims=(6,), network=network)
+    model, guide = (vae, None) if form == "a module" else (lambda obs: vae.model(obs), lambda obs: vae.guide(obs))
+    results = {}
+    for precision in PRECISIONS:
+        estimator = pv.importance_sampling(8, precision=precision, proposal=PROPOSALS[proposal])
+        results[precision] = pv.log_likelihood(model, bits(3), guide=guide, estimator=estimator, device="cpu").log_prob
+    for precision in PRECISIONS:  # the same draws
+        np.testing.assert_allclose(results[precision], results["float64"], rtol=0, atol=1e-2)
+    assert all(value.dtype == torch.float32 for value in vae.parameters())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float16", "float64"])
+def test_a_convolution_that_no_module_holds_is_refused(precision):
+    weight = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def model(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, *SHAPE), 1.0).to_event(3))
+            logits = functional.conv2d(z.reshape(-1, 2, *SHAPE), weight, padding=1).reshape(*z.shape[:-3], *SHAPE)
+            pyro.sample("obs", dist.Bernoulli(logits=logits).to_event(2), obs=obs)
+
+    def guide(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(len(obs), 2, *SHAPE), 1.0).to_event(3))
+
+    assert np.isfinite(scored(model, "float32", bits(3), guide=guide).log_prob).all()
+    with pytest.raises(ValueError, match="precision 'float64', which 'tf32' and 'float16' are held against, needs"):
+        scored(model, precision, bits(3), guide=guide)
+
+
+def test_another_complaint_of_the_model_stays_as_it_is():
+    model = vae()
+
+    def fail(z):
+        raise RuntimeError("no such double")
+
+    kept = model.likelihood
+    model.likelihood = lambda z: (fail if z.dtype == torch.float64 else kept)(z)
+    with pytest.raises(RuntimeError, match=r"^no such double"):
+        scored(model, "float64", bits(3))
 
 
 def test_a_layer_that_waits_is_rounded_too(monkeypatch):

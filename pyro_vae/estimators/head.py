@@ -43,6 +43,11 @@ def keep_memory() -> None:
 
     Until then glibc gives every such tensor back to the system, which then clears its pages anew for the next: a
     quarter of the time of a block.
+
+    This raises glibc's thresholds for the whole process, and for good: what is smaller than the tensor freed here comes
+    from the heap, and up to twice its size of free memory may stay at the end of the heap. It does no harm: glibc does
+    so by itself for any program that frees an array of that size, no more than those few MiB are kept, which every
+    later allocation can use, and no result depends on it.
     """
     torch.empty(4 * PART)
 

@@ -43,7 +43,7 @@ class Scorer:
         """Log p(x_n, z_k), shape (num_particles, n), nats."""
         if self.precision == "float64":
             args, values = _doubled(args), dict(zip(values, _doubled(values.values()), strict=True))
-            with _in_float64(pair.modules), LinearLayers(_double_linear):
+            with _in_float64(pair.modules), LinearLayers(_double_linear), _naming_what_stays_short():
                 return traces.log_joint(pair, args, values, num_particles, tiled)
         rounded = Rounded(self.precision) if self.precision in REDUCED else None
         with LinearLayers(rounded or functional.linear):
@@ -152,3 +152,19 @@ def _in_float64(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for each, data in zip(tensors, before, strict=True):
             each.data = data
+
+
+@contextmanager
+def _naming_what_stays_short() -> Iterator[None]:
+    """A ValueError that says what to do, in place of torch's complaint that a number is not in float64."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]  # Pyro adds the shapes of all sites
+        if not all(word in reason.lower() for word in ("double", "float")):
+            raise
+        raise ValueError(
+            "precision 'float64', which 'tf32' and 'float16' are held against, needs a model whose parameters lie in "
+            f"torch modules: a method of one, or a function that closes over them; found others ({reason}); take "
+            "precision='float32'"
+        ) from error

@@ -1,7 +1,7 @@
 """Better proposals than the guide: a wider guide, a defensive mixture, a posterior refined for each datum."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -36,7 +36,8 @@ def with_proposal(
         return pair, args, ()
     if not callable(proposal):
         raise TypeError(f"proposal must be one of pv.{', pv.'.join(PROPOSALS)}, with its settings, got {proposal!r}")
-    return *proposal(pair, args, derived_seed(seed, STREAM)), (f"proposal: {proposal}",)
+    proposed, args = proposal(pair, args, derived_seed(seed, STREAM))
+    return replace(proposed, base=pair), args, (f"proposal: {proposal}",)  # the new programs may hide its modules
 
 
 @dataclass(frozen=True)

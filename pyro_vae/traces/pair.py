@@ -30,15 +30,23 @@ def announce(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """A Pyro model p(x, z) and a guide q(z | x), called as `model(obs)` or `model(obs, context)`."""
+    """A Pyro model p(x, z) and a guide q(z | x), called as `model(obs)` or `model(obs, context)`.
+
+    Args:
+        model: the program of p.
+        guide: the program of q.
+        base: the pair that this one was made of, if it was: its modules are modules of this one, too.
+    """
 
     model: Program
     guide: Program
+    base: "Pair | None" = None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """The torch modules that the pair is made of: the programs, what they are methods of, what they close over."""
-        parts: list[object] = [getattr(program, "__self__", program) for program in (self.model, self.guide)]
+        parts: list[object] = [*(self.base.modules if self.base is not None else ())]
+        parts += [getattr(program, "__self__", program) for program in (self.model, self.guide)]
         for program in (self.model, self.guide):
             parts += [cell.cell_contents for cell in getattr(program, "__closure__", None) or ()]
         return tuple(dict.fromkeys(part for part in parts if isinstance(part, nn.Module)))
