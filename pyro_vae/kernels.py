@@ -186,7 +186,7 @@ def _part(values, row, is_row, start, width: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def _gain(observed, logits):
-    """x l - max(l, 0), at infinite logits as well if x is a bit."""
+    """Of a pixel, x l - max(l, 0), at infinite logits as well if x is a bit."""
     below, above = tl.minimum(logits, 0.0), tl.maximum(logits, 0.0)
     return tl.where(observed == 1.0, below, tl.where(observed == 0.0, -above, observed * logits - above))
 
