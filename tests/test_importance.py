@@ -160,6 +160,15 @@ def test_blocks_scored_together_or_alone_have_the_same_digits(tiled, monkeypatch
     assert torch.equal(found[0], found[2])
 
 
+def test_convolutions_are_scored_one_block_at_a_time():
+    for network, together in (("conv", 1), ("mlp", streaming.TOGETHER["cpu"])):
+        model = pv.models.VAE(pv.Binary((8, 8)), latent_dim=2, hidden_dims=(4,), network=network)
+        pair, obs = traces.as_pair(model), torch.zeros(3, 8, 8)
+        blocks = streaming.Blocks(pair, (obs,), 1700, 0, tiled=False)
+        assert blocks.together == together
+        assert len(next(blocks.particles(0, 3))) == min(1700, together * blocks.block_particles)
+
+
 def test_a_guide_that_runs_once_gives_the_digits_of_one_that_runs_for_every_block(monkeypatch):
     torch.manual_seed(0)
     vae = pv.models.VAE(pv.Binary((3, 3)), latent_dim=2, hidden_dims=(4,))

@@ -1,8 +1,8 @@
-"""The last linear layer and the pixels that it gives as one step: their logits are never whole in memory."""
+"""The last layers and the pixels that they give as one step: neither logits nor activations are whole in memory."""
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.independent import PART, log_mass, pixel_sum, products
+from pyro_vae.estimators.observed import Layer, is_binary, shared_log_mass
+from pyro_vae.independent import PART, log_mass, pixel_sum
+from pyro_vae.networks import fast_tanh
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SMALLEST = 2**18  # numbers: a layer that gives fewer is multiplied out at once
 SHARED = 128  # rows with the same bits, from which a layer of their own is worth while
 GPU_PART = 2**28  # logits that are written at once on a GPU, 1 GiB: in smaller parts products take longer
-SAFE = 1e-30  # no product of probabilities that ends above it came near the smallest float32 on its way
 FACTS = {
     Tensor.dim,
     Tensor.element_size,
@@ -35,6 +36,17 @@ VIEWS = {  # what leaves all numbers in their order, if it leaves their number
     Tensor.unflatten,
     Tensor.unsqueeze,
     Tensor.view,
+}
+TANH = {torch.tanh, Tensor.tanh, fast_tanh}
+ACTIVATIONS = TANH | {  # functions of each number, behind which a layer may wait for the next
+    torch.relu,
+    torch.sigmoid,
+    functional.elu,
+    functional.gelu,
+    functional.leaky_relu,
+    functional.relu,
+    functional.silu,
+    functional.softplus,
 }
 
 
@@ -55,8 +67,8 @@ def keep_memory() -> None:
 class LinearLayers(TorchFunctionMode):
     """Runs linear layers inside its context by a function of its own, and large ones no sooner than needed.
 
-    It changes no module: it steps in for `torch.nn.functional.linear`, wherever that is called. Where gradients are
-    recorded no layer waits.
+    It changes no module: it steps in for `torch.nn.functional.linear`, wherever that is called. On a CPU what comes
+    between two layers waits as well, if it is one of `ACTIVATIONS`. Where gradients are recorded no layer waits.
 
     Args:
         linear: called as `linear(input, weight, bias)`.
@@ -76,7 +88,8 @@ class LinearLayers(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        product = Product(self.linear, _plain(input), weight, bias)
+        is_hidden = isinstance(input, Deferred) and input.is_hidden()
+        product = Product(self.linear, input if is_hidden else _plain(input), weight, bias)
         if not product.may_wait():
             return product.value()
         self.waiting = [each for each in self.waiting if each() is not None] + [weakref.ref(product)]
@@ -102,14 +115,41 @@ def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 @dataclass(eq=False)
-class Product:
-    """A linear layer and its input, not multiplied out unless `value` is asked for."""
+class Waiting:
+    """Numbers that are not worked out unless `value` is asked for."""
+
+    known: Tensor | None = field(default=None, init=False)
+    version: int = field(default=0, init=False)  # of `known` when it was new
+
+    def value(self) -> Tensor:
+        """The numbers; whoever has them may change them in place."""
+        if self.known is None:
+            self.known = self.worked_out()
+            self.version = _version(self.known)
+        return self.known
+
+    def original(self) -> Tensor:
+        """The numbers before anyone changed them, for what was made of them by then."""
+        known = self.value()
+        is_as_new = not known.is_inference() and known._version == self.version  # inference mode does not count
+        return known if is_as_new else self.worked_out()
+
+    def worked_out(self) -> Tensor:
+        """The numbers, new ones each time."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Product(Waiting):
+    """A linear layer and its input, which may itself be an activation that waits."""
 
     linear: Linear
     input: Tensor
     weight: Tensor
     bias: Tensor | None
-    known: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.input_version = _version(self.input)
 
     @property
     def shape(self) -> torch.Size:
@@ -124,87 +164,86 @@ class Product:
         is_recorded = torch.is_grad_enabled() or torch.is_autocast_enabled(self.input.device.type)
         return is_one_type and is_plain and not is_recorded
 
-    def value(self) -> Tensor:
+    def worked_out(self) -> Tensor:
         """The output."""
-        if self.known is None:
-            self.known = self.linear(self.input, self.weight, self.bias)
-        return self.known
+        return self.linear(self._input(), self.weight, self.bias)
+
+    def _input(self) -> Tensor:
+        if isinstance(self.input, Deferred):
+            return self.input.product.original().reshape(self.input.outline.shape)
+        if _version(self.input) != self.input_version:
+            raise RuntimeError("what enters a linear layer was changed in place after it; change a copy instead")
+        return self.input
+
+    def layers(self) -> tuple[Tensor, list[Layer]]:
+        """What is known, and the layers that lie between it and the output."""
+        last = Layer(self.weight, self.bias)
+        if not isinstance(self.input, Deferred) or not self.input.is_hidden():  # someone has asked for it by now
+            return self._input(), [last]
+        rows, layers = self.input.product.layers()
+        return rows, [*layers, last]
 
     def log_mass(self, shape: torch.Size, bits: Tensor) -> Tensor:
         """`independent.log_mass` of the output, in a shape (..., D), in parts that stay in a CPU's cache."""
-        rows, bits = self.input.reshape(*shape[:-1], self.input.shape[-1]), bits.expand(shape)
+        bits = bits.expand(shape)
         if shape[0] == 1 and len(shape) > 2:
             return self.log_mass(shape[1:], bits[0]).unsqueeze(0)
         if shape[0] >= SHARED and bits.stride(0) == 0:
-            found = self._shared(rows, bits[0])
+            found = self._shared(shape, bits[0])
             if found is not None:
                 return found
+        rows = self._input().reshape(*shape[:-1], self.input.shape[-1])
         num_parts = -(-shape.numel() // (PART if rows.device.type == "cpu" else GPU_PART))
         parts = zip(rows.chunk(num_parts), bits.chunk(num_parts), strict=True)
         masses = [pixel_sum(self.linear(h, self.weight, self.bias), x, overwrite=True) for h, x in parts]
         return torch.cat(masses)
 
-    def _shared(self, rows: Tensor, bits: Tensor) -> Tensor | None:
-        """Log mass (K, ...) of bits (..., D) that K rows share, where there is a way made for that."""
-        if rows.device.type == "cpu":
-            is_plain = self.linear is functional.linear
-            return shared_log_mass(rows, self.weight, self.bias, bits) if is_plain and _is_binary(bits) else None
+    def _shared(self, shape: torch.Size, bits: Tensor) -> Tensor | None:
+        """Log mass of bits that the rows of the output, in the shape (K, ..., D), share; None where no way is made."""
+        if self.input.device.type == "cpu":
+            if self.linear is not functional.linear or not is_binary(bits):
+                return None
+            rows, layers = self.layers()
+            return shared_log_mass(rows.reshape(*shape[:-1], rows.shape[-1]), layers, bits)
         of_kernel = getattr(self.linear, "shared_log_mass", None)
         if of_kernel is None:
             return None
         data = bits.reshape(-1, bits.shape[-1])
-        masses: Tensor | None = of_kernel(rows.reshape(len(rows), len(data), -1), self.weight, self.bias, data)
-        return None if masses is None else masses.reshape(rows.shape[:-1])
+        masses: Tensor | None = of_kernel(self._input().reshape(shape[0], len(data), -1), self.weight, self.bias, data)
+        return None if masses is None else masses.reshape(shape[:-1])
 
 
-def shared_log_mass(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor) -> Tensor:
-    r"""Log mass of bits that many rows share, Σ_d log σ(t_d) with t = s ∘ (W h + b) and s = 2x - 1.
+@dataclass(eq=False)
+class Activation(Waiting):
+    """A function of each number of a layer's output."""
 
-    The signs go into the layer, once for all rows, so that its output is the logits of what was observed, and the
-    logarithms are those of products of probabilities. Nothing cancels, and no step needs the bits.
+    product: Product
+    function: Callable[[Tensor], Tensor]
+    is_tanh: bool
 
-    Args:
-        rows: h, shape (K, ..., H).
-        weight: W, shape (D, H).
-        bias: b, shape (D,), or None.
-        bits: x, shape (..., D), zeros and ones.
+    @property
+    def shape(self) -> torch.Size:
+        """Of the output."""
+        return self.product.shape
 
-    Returns:
-        Shape (K, ...), nats.
-    """
-    data = rows.flatten(1, -2).unbind(1) if rows.ndim > 2 else [rows]
-    step = max(1, PART // len(weight))
-    space = rows.new_empty(min(step, len(rows)), len(weight))
-    masses = []
-    for hidden, x in zip(data, bits.reshape(-1, len(weight)), strict=True):
-        sign = 2 * x - 1
-        layer = weight * sign[:, None], None if bias is None else bias * sign
-        masses.append(torch.cat([_log_observed(part, *layer, space[: len(part)]) for part in hidden.split(step)]))
-    return torch.stack(masses, 1).reshape(rows.shape[:-1])
+    def worked_out(self) -> Tensor:
+        """The output."""
+        return self.function(self.product.original())
 
-
-def _is_binary(bits: Tensor) -> bool:
-    return bool(((bits == 0) | (bits == 1)).all())
-
-
-def _log_observed(rows: Tensor, weight: Tensor, bias: Tensor | None, space: Tensor) -> Tensor:
-    """Σ_d log σ(t_d), shape (n,), of logits (n, D) that are written to `space` and lost there."""
-    logits = torch.mm(rows, weight.T, out=space)
-    if bias is not None:
-        logits += bias
-    probabilities = products(logits.sigmoid_(), 4)
-    if bool(probabilities.amin() > SAFE):  # NaN is not
-        return probabilities.log().sum(-1)
-    return functional.logsigmoid(functional.linear(rows, weight, bias)).sum(-1)  # too unlikely for a product, or NaN
+    def layers(self) -> tuple[Tensor, list[Layer]]:
+        """As of a product; the last layer has the function."""
+        rows, layers = self.product.layers()
+        return rows, [*layers[:-1], replace(layers[-1], function=self.function, is_tanh=self.is_tanh)]
 
 
 class Deferred(Tensor):
     """The output of a linear layer before it is multiplied out, in a shape that keeps its numbers in their order.
 
-    `log_mass` takes it as it is. Whatever else is done with it is done with the numbers.
+    `log_mass` takes it as it is, and so does a linear layer if an activation lies between. Whatever else is done with
+    it is done with the numbers.
     """
 
-    product: Product
+    product: Product | Activation
     outline: Tensor  # a tensor without numbers, which knows what shape a view has
 
     @classmethod
@@ -215,13 +254,33 @@ class Deferred(Tensor):
                 return super().__torch_function__(func, types, args)
             if func in VIEWS and not any(isinstance(each, Deferred) for each in args[1:]):
                 return _view(func, first, *args[1:])
-            if func is log_mass and first.takes(args[1]):
+            if func is log_mass and isinstance(first.product, Product) and first.takes(args[1]):
                 return first.product.log_mass(first.outline.shape, args[1])
+        if first is not None and func in ACTIVATIONS:
+            waits = first.activated(func, args[1:], kwargs or {})
+            if waits is not None:
+                return waits
         return func(*_plain(args), **_plain(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return func(*_plain(args), **_plain(kwargs or {}))  # what reached torch by another way
+
+    def activated(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Deferred | None":
+        """What waits for a layer behind it: the function of these numbers, unless it works in place."""
+        layer, is_plain = self.product, not any(each is True for each in (*args, *kwargs.values()))
+        if not (isinstance(layer, Product) and layer.linear is functional.linear and layer.known is None and is_plain):
+            return None
+        if self.device.type != "cpu" or "out" in kwargs:
+            return None
+        return deferred(Activation(layer, lambda values: func(values, *args, **kwargs), func in TANH), self.outline)
+
+    def is_hidden(self) -> bool:
+        """Whether this is a row of activations for each row of a layer's input, none of them worked out so far."""
+        product, width = self.product, self.outline.shape[-1]
+        if not isinstance(product, Activation) or width != product.shape[-1]:
+            return False
+        return product.known is None and product.product.known is None
 
     def takes(self, bits: Tensor) -> bool:
         """Whether these are still logits of such bits: a row of numbers for each row of the layer's input."""
@@ -231,13 +290,19 @@ class Deferred(Tensor):
         return type(bits) is Tensor and bits.ndim <= len(shape) > 1 and shape[-1] == self.product.shape[-1]
 
 
-def deferred(product: Product, outline: Tensor | None = None) -> Deferred:
-    """A layer that waits; `outline` gives its shape where that is another than the layer's own."""
+def deferred(product: Product | Activation, outline: Tensor | None = None) -> Deferred:
+    """What waits; `outline` gives its shape where that is another than the layer's own."""
     outline = torch.empty(product.shape, device="meta") if outline is None else outline
-    dtype, device = product.input.dtype, product.input.device
+    layer = product if isinstance(product, Product) else product.product
+    dtype, device = layer.input.dtype, layer.input.device
     made = Tensor._make_wrapper_subclass(Deferred, outline.shape, dtype=dtype, device=device)
     made.product, made.outline = product, outline
     return made
+
+
+def _version(values: Tensor) -> int:
+    """How often a tensor was changed in place; what waits cannot be."""
+    return 0 if isinstance(values, Deferred) or values.is_inference() else values._version
 
 
 def _view(func: Any, first: Deferred, *args: Any) -> Any:

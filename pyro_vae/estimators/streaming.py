@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae import diagnostics, distributed, traces
 from pyro_vae.estimators.head import keep_memory
@@ -19,8 +19,13 @@ from pyro_vae.traces import Pair
 # the chip. Fixed per kind of device, so that the same seed gives the same noise whatever memory is free.
 BLOCK_ROWS = {"cpu": 2048, "cuda": 2**21}
 GRADIENT_ROWS = {"cpu": 2048, "cuda": 2**18}  # of one block where a gradient keeps what the model computed
-# Blocks that are drawn one by one, each with its seed, and scored at once: of these sizes a model runs fastest.
-TOGETHER = {"cpu": 2, "cuda": 1}
+# Blocks that are drawn one by one, each with its seed, and scored at once, as a run of the handlers takes the time of
+# some hundred rows. Convolutions take far longer, and their activations far more memory: there it is one.
+TOGETHER = {"cpu": 4, "cuda": 1}
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 SERIES_TERMS = 8  # see `Accumulator.jackknife`
 MIN_TAIL = 5  # fewer tail weights than this say nothing of their shape
 
@@ -49,6 +54,8 @@ class Blocks:
         rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
         self.block_particles = min(self.num_particles, rows // 4)
         self.block_data = max(1, rows // self.block_particles)
+        convolves = any(isinstance(each, CONVOLUTIONS) for root in self.pair.modules for each in root.modules())
+        self.together = 1 if convolves else TOGETHER.get(self.args[0].device.type, 1)
         self._watch = Watch()
         self._score = Scorer(self.precision, self._watch).log_joint
         if self.args[0].device.type == "cpu":
@@ -73,7 +80,7 @@ class Blocks:
             data = self.rows[start:stop].tolist()
             args = tuple(arg[self.rows[start:stop]] for arg in self.args)
         draw = self._drawer(args)
-        together = self.block_particles * TOGETHER.get(args[0].device.type, 1)
+        together = self.block_particles * self.together
         for first in range(0, self.num_particles, together):
             last = min(first + together, self.num_particles)
             log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
