@@ -160,13 +160,18 @@ def test_blocks_scored_together_or_alone_have_the_same_digits(tiled, monkeypatch
     assert torch.equal(found[0], found[2])
 
 
-def test_convolutions_are_scored_one_block_at_a_time():
-    for network, together in (("conv", 1), ("mlp", streaming.TOGETHER["cpu"])):
-        model = pv.models.VAE(pv.Binary((8, 8)), latent_dim=2, hidden_dims=(4,), network=network)
-        pair, obs = traces.as_pair(model), torch.zeros(3, 8, 8)
-        blocks = streaming.Blocks(pair, (obs,), 1700, 0, tiled=False)
-        assert blocks.together == together
-        assert len(next(blocks.particles(0, 3))) == min(1700, together * blocks.block_particles)
+@pytest.mark.parametrize(("network", "space"), [("conv", "binary"), ("mlp", "quantized"), ("mlp", "binary")])
+def test_blocks_of_many_logits_are_scored_one_by_one_unless_they_stay_in_the_cache(network, space):
+    shape = (28, 28)
+    space = pv.Binary(shape) if space == "binary" else pv.Quantized(shape, levels=4)
+    model = pv.models.VAE(space, latent_dim=2, hidden_dims=(4,), network=network)
+    blocks = streaming.Blocks(traces.as_pair(model), (torch.zeros(3, *shape),), 6000, 0, tiled=False)
+    with torch.no_grad():
+        sizes = [len(each) for each in blocks.particles(0, 1)]
+    most = streaming.TOGETHER["cpu"] * blocks.block_particles
+    stays = network == "mlp" and isinstance(space, pv.Binary)
+    assert sizes[:2] == [blocks.block_particles, most if stays else blocks.block_particles]
+    assert sum(sizes) == 6000
 
 
 def test_a_guide_that_runs_once_gives_the_digits_of_one_that_runs_for_every_block(monkeypatch):

@@ -78,6 +78,7 @@ class LinearLayers(TorchFunctionMode):
         super().__init__()
         self.linear = linear
         self.waiting: list[weakref.ref[Product]] = []
+        self.writes_no_logits = False  # whether those of a layer went into their pixels part by part
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -89,7 +90,7 @@ class LinearLayers(TorchFunctionMode):
 
     def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         is_hidden = isinstance(input, Deferred) and input.is_hidden()
-        product = Product(self.linear, input if is_hidden else _plain(input), weight, bias)
+        product = Product(self, input if is_hidden else _plain(input), weight, bias)
         if not product.may_wait():
             return product.value()
         self.waiting = [each for each in self.waiting if each() is not None] + [weakref.ref(product)]
@@ -143,13 +144,13 @@ class Waiting:
 class Product(Waiting):
     """A linear layer and its input, which may itself be an activation that waits."""
 
-    linear: Linear
+    mode: LinearLayers
     input: Tensor
     weight: Tensor
     bias: Tensor | None
 
     def __post_init__(self) -> None:
-        self.input_version = _version(self.input)
+        self.linear, self.input_version = self.mode.linear, _version(self.input)
 
     @property
     def shape(self) -> torch.Size:
@@ -185,7 +186,7 @@ class Product(Waiting):
 
     def log_mass(self, shape: torch.Size, bits: Tensor) -> Tensor:
         """`independent.log_mass` of the output, in a shape (..., D), in parts that stay in a CPU's cache."""
-        bits = bits.expand(shape)
+        bits, self.mode.writes_no_logits = bits.expand(shape), True
         if shape[0] == 1 and len(shape) > 2:
             return self.log_mass(shape[1:], bits[0]).unsqueeze(0)
         if shape[0] >= SHARED and bits.stride(0) == 0:

@@ -36,6 +36,7 @@ class Scorer:
     def __init__(self, precision: str, watch: Watch) -> None:
         check_choice("precision", precision, PRECISIONS)
         self.precision, self.watch = precision, watch
+        self.writes_no_logits = False  # once it has been seen that those of the last layer stay in the cache
 
     def log_joint(
         self, pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool
@@ -46,8 +47,9 @@ class Scorer:
             with _in_float64(pair.modules), LinearLayers(_double_linear), _naming_what_stays_short():
                 return traces.log_joint(pair, args, values, num_particles, tiled)
         rounded = Rounded(self.precision) if self.precision in REDUCED else None
-        with LinearLayers(rounded or functional.linear):
+        with LinearLayers(rounded or functional.linear) as layers:
             found = traces.log_joint(pair, args, values, num_particles, tiled)
+        self.writes_no_logits = layers.writes_no_logits
         if rounded is not None and rounded.overflow is not None:
             self.watch(rounded.overflow, _too_large)
         return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import diagnostics, distributed, traces
 from pyro_vae.estimators.head import keep_memory
@@ -20,12 +20,9 @@ from pyro_vae.traces import Pair
 BLOCK_ROWS = {"cpu": 2048, "cuda": 2**21}
 GRADIENT_ROWS = {"cpu": 2048, "cuda": 2**18}  # of one block where a gradient keeps what the model computed
 # Blocks that are drawn one by one, each with its seed, and scored at once, as a run of the handlers takes the time of
-# some hundred rows. Convolutions take far longer, and their activations far more memory: there it is one.
-TOGETHER = {"cpu": 4, "cuda": 1}
-CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+# some hundred rows. Where logits are written to memory, blocks of more numbers than this take longer for it.
+TOGETHER = {"cpu": 10, "cuda": 1}
+NUMBERS = 2**21
 SERIES_TERMS = 8  # see `Accumulator.jackknife`
 MIN_TAIL = 5  # fewer tail weights than this say nothing of their shape
 
@@ -54,10 +51,8 @@ class Blocks:
         rows = BLOCK_ROWS.get(self.args[0].device.type, BLOCK_ROWS["cpu"])
         self.block_particles = min(self.num_particles, rows // 4)
         self.block_data = max(1, rows // self.block_particles)
-        convolves = any(isinstance(each, CONVOLUTIONS) for root in self.pair.modules for each in root.modules())
-        self.together = 1 if convolves else TOGETHER.get(self.args[0].device.type, 1)
         self._watch = Watch()
-        self._score = Scorer(self.precision, self._watch).log_joint
+        self._scorer = Scorer(self.precision, self._watch)
         if self.args[0].device.type == "cpu":
             keep_memory()
 
@@ -65,6 +60,15 @@ class Blocks:
     def num_rows(self) -> int:
         """How many data there are, each as often as it comes up."""
         return len(self.args[0] if self.rows is None else self.rows)
+
+    @property
+    def together(self) -> int:
+        """How many blocks are scored at once, from what is known of the model so far."""
+        most = TOGETHER.get(self.args[0].device.type, 1)
+        if self._scorer.writes_no_logits:
+            return most
+        numbers = self.block_particles * self.block_data * self.args[0][0].numel()
+        return max(1, min(most, NUMBERS // numbers))
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Ranges of data, start and stop; what a GPU found to be wrong in any of them is raised after the last."""
@@ -80,12 +84,13 @@ class Blocks:
             data = self.rows[start:stop].tolist()
             args = tuple(arg[self.rows[start:stop]] for arg in self.args)
         draw = self._drawer(args)
-        together = self.block_particles * self.together
-        for first in range(0, self.num_particles, together):
-            last = min(first + together, self.num_particles)
+        first = 0
+        while first < self.num_particles:
+            last = min(first + self.block_particles * self.together, self.num_particles)
             log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
             self._check_weights(log_weights, data)
             yield log_weights
+            first = last
 
     def _draw(
         self, draw: Draw, args: tuple[Tensor, ...], start: int, first: int, last: int
@@ -132,11 +137,11 @@ class Blocks:
 
     def _particle_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
         few = traces.take_particles(values, first, last, len(args[0]), self.tiled)
-        return self._score(self.pair, args, few, last - first, self.tiled)
+        return self._scorer.log_joint(self.pair, args, few, last - first, self.tiled)
 
     def _data_part(self, args: tuple[Tensor, ...], values: traces.Values, first: int, last: int) -> Tensor:
         few = {name: v[first:last] if self.tiled else v[:, first:last] for name, v in values.items()}
-        return self._score(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
+        return self._scorer.log_joint(self.pair, tuple(arg[first:last] for arg in args), few, 1, self.tiled)
 
     def _check_weights(self, log_weights: Tensor, data: Sequence[int]) -> None:
         """NaN and +inf are errors that name the datum; -inf is a weight of zero."""
