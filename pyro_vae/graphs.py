@@ -7,51 +7,88 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.kept import Kept
 
 Tensors = Sequence[Tensor]
 Graph = Callable[..., Sequence[Any]]  # (parameters, buffers, *inputs) to tensors, None for what there is not
 
 TRACER = "torch.fx.experimental.proxy_tensor"
 WARM_UP = 3  # runs before a capture, in which libraries allocate what they need
+BY_MEMORY = ("numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "__dlpack__")  # of Tensor
+FROZEN = "and they may change"
 
 
 class Unfit(Exception):
     """A function cannot run as a graph; the message says why."""
 
 
-def traced(step: Graph, modules: nn.Module, parameters: Tensors, buffers: Tensors, inputs: Tensors) -> Any:
+class _Unseen(TorchFunctionMode):
+    """Inside, no tensor hands out its memory: what is made of it would not be in a graph."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in BY_MEMORY:
+            raise Unfit(f"the pair takes numbers out of tensors as it runs (Tensor.{func.__name__}), {FROZEN}")
+        return func(*args, **(kwargs or {}))
+
+
+def traced(step: Graph, before: Kept, parameters: Tensors, buffers: Tensors, inputs: Tensors) -> Any:
     """The operations of `step`, its backward pass included, as a `torch.fx.GraphModule`.
 
     Args:
         step: called as `step(parameters, buffers, *inputs)`.
-        modules: whose attributes must be the same after the run.
+        before: what the programs in it keep; all of it is as before afterwards.
         parameters: that it takes gradients of.
-        buffers: that it may change in place, as the graph will; they are as before afterwards, and so is the noise.
+        buffers: that it may change in place, as the graph will.
         inputs: of the shapes that the graph is for.
 
     Raises:
-        Unfit: two runs do not issue the same operations on the same numbers, or the function counts its runs.
+        Unfit: two runs do not issue the same operations on the same numbers, the function keeps something else than
+            buffers from one run to the next, looks into the memory of tensors, or makes shapes out of numbers.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    before, graphs = _plain_attributes(modules), []
+    graphs = []
     for _ in range(2):
-        with unchanged(buffers, parameters[0].device), torch.enable_grad():
-            graphs.append(make_fx(step)(parameters, buffers, *inputs))
-    after = _plain_attributes(modules)
-    changed = sorted({names[-1] for names, value in after.items() if before.get(names) != value})
-    if changed:
-        raise Unfit(f"the pair changes {', '.join(changed)} as it runs, which a graph would not")
+        try:
+            with torch.enable_grad(), _Unseen():
+                graphs.append(make_fx(step)(parameters, buffers, *inputs))
+            changed = before.changed()
+        finally:
+            before.put_back()
+        if changed:
+            raise Unfit(f"the pair changes {', '.join(changed)} as it runs, which a graph would not")
     if not are_equal(*graphs):
         raise Unfit("two runs of the pair do not issue the same operations with the same numbers")
+    _check_shapes(graphs[0])
     graphs[0].graph.eliminate_dead_code()
     graphs[0].recompile()
     return graphs[0]
 
 
+def _check_shapes(graph: Any) -> None:
+    """Raise where the shape of a result depends on numbers: it would be that of the first batch."""
+    for node in graph.graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            is_index = node.target is torch.ops.aten.index.Tensor
+            if not is_index or any(_is_mask(graph, each) for each in node.args[1] if each is not None):
+                name = str(node.target).split(".")[1].strip("_")
+                raise Unfit(f"shapes depend on numbers ({'a mask as an index' if is_index else name}), {FROZEN}")
+
+
+def _is_mask(graph: Any, node: Any) -> bool:
+    value = getattr(graph, node.target) if node.op == "get_attr" else node.meta["tensor_meta"]
+    return value.dtype in (torch.bool, torch.uint8)
+
+
 def fused(graph: Graph) -> Graph:
     """The graph compiled by inductor, which draws random numbers as torch does without it."""
-    return torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    before = Distribution._validate_args
+    try:
+        return torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    finally:  # torch's compiler switches checks of distributions off for the whole process
+        Distribution._validate_args = before
 
 
 class Captured:
@@ -105,9 +142,9 @@ def replayed(
     def step(parameters: Tensors, buffers: Tensors, value: Tensor) -> list[Tensor]:
         return list(function(value))
 
-    with without_side_effects():
-        graph = traced(step, modules, [example, *parameters], buffers, [example])
-        captured = Captured(graph, [example, *parameters], buffers, [example])
+    kept = Kept(modules, (), example.device)
+    graph = traced(step, kept, [example, *parameters], buffers, [example])
+    captured = Captured(graph, [example, *parameters], buffers, [example])
 
     def run(value: Tensor) -> tuple[Tensor, ...]:
         return tuple(captured([example, *parameters], buffers, value))
@@ -121,7 +158,7 @@ def replayed(
 
 @contextmanager
 def unchanged(buffers: Tensors, device: torch.device) -> Iterator[None]:
-    """Random state and buffers after whatever runs inside are those before."""
+    """Random state and buffers after a graph has run inside are those before; it changes nothing else."""
     before = [buffer.clone() for buffer in buffers]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -129,16 +166,6 @@ def unchanged(buffers: Tensors, device: torch.device) -> Iterator[None]:
         finally:
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
-
-
-@contextmanager
-def without_side_effects() -> Iterator[None]:
-    """Torch's compiler switches checks of distributions off for the whole process: as before afterwards."""
-    before = Distribution._validate_args
-    try:
-        yield
-    finally:
-        Distribution._validate_args = before
 
 
 def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
@@ -154,8 +181,8 @@ def why(error: Exception) -> str:
     if isinstance(error, Unfit):
         return text
     if "out of a tracing tensor" in text:
-        return "the pair takes numbers out of tensors as it runs (.item(), an if, an index), and they may change"
-    return f"{type(error).__name__}: {text}"
+        return f"the pair takes numbers out of tensors as it runs (.item(), an if, an index), {FROZEN}"
+    return f"tracing failed: {type(error).__name__}: {text}"
 
 
 def are_equal(left: Any, right: Any) -> bool:
@@ -163,19 +190,3 @@ def are_equal(left: Any, right: Any) -> bool:
     mine, its = ({**dict(graph.named_buffers()), **dict(graph.named_parameters())} for graph in (left, right))
     is_same = left.code == right.code and mine.keys() == its.keys()
     return is_same and all(torch.equal(value, its[name]) for name, value in mine.items())
-
-
-def _plain_attributes(modules: nn.Module) -> dict[tuple[str, str], object]:
-    """Numbers and words that modules hold as attributes, and how often their plain tensors were changed in place.
-
-    By the path of the module and the name of the attribute, as in "Model.count".
-    """
-    found: dict[tuple[str, str], object] = {}
-    for path, module in modules.named_modules():
-        for name, value in vars(module).items():
-            names = path, f"{type(module).__name__}.{name}"
-            if isinstance(value, bool | int | float | str):
-                found[names] = value
-            elif isinstance(value, Tensor):
-                found[names] = value._version
-    return found

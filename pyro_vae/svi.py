@@ -117,7 +117,8 @@ class Run:
             self.gradients = SharedGradients(self.objective, self.pair, self.module, *how)
             return
         num_steps = (self.settings.num_epochs - self.epoch) * self.steps_per_epoch
-        self.gradients = Gradients(self.objective, self.pair, self.module, self.settings.compile, num_steps)
+        batch_size = min(self.settings.batch_size, len(self.data.train))
+        self.gradients = Gradients(self.objective, self.pair, self.module, self.settings.compile, num_steps, batch_size)
 
     def _epochs(self, progress: bool) -> str:
         total, done = self.settings.num_epochs * len(self.data.train), self.epoch * len(self.data.train)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
-    {"kernels", "graphs"},
+    {"kernels", "kept", "graphs"},
     {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"},
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
     {"spaces", "distributed", "mapped"},
