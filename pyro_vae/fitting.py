@@ -64,9 +64,10 @@ def fit(
             floor of "free_bits", nats per latent dimension), beta (weight of log p(z) - log q(z | x)), kl_schedule of
             that weight ("linear", "cyclical"), kl_warmup (epochs over which it rises, if linear), num_cycles (if
             cyclical), patience (epochs without a better validation ELBO), validate_every, and compile: False runs the
-            pair as Pyro does, None as one graph of tensor operations where that pays, with the same digits, True as a
-            graph that inductor has fused (half a minute; other last digits); what cannot be a graph runs as it is, see
-            `pyro_vae.compiled`. Otherwise passed on to the model's `maximum_likelihood`.
+            pair as Pyro does, None as one graph of tensor operations where that pays, True as a graph that inductor has
+            fused (half a minute; other last digits). On the CPU None has the digits of False, and times decide; on a
+            GPU it has others, and the number of steps decides, so that a seed has its digits. What cannot be a graph
+            runs as it is, see `pyro_vae.compiled`. Otherwise passed on to the model's `maximum_likelihood`.
 
     Returns:
         The history, in nats per datum. `valid_elbo` is a lower bound on log p whatever the objective: L_K for "iwae"
