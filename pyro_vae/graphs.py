@@ -177,7 +177,8 @@ def laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
 
 def why(error: Exception) -> str:
     """Why a pair cannot run as a graph, in one line."""
-    text = (str(error).splitlines() or [""])[0]
+    first, *others = str(error).splitlines() or [""]
+    text = " ".join([first, *[line for line in others if line][: first.endswith(":")]])
     if isinstance(error, Unfit):
         return text
     if "out of a tracing tensor" in text:

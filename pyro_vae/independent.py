@@ -3,6 +3,8 @@
 import functools
 import importlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 PART = 2**19  # numbers that are summed together on a CPU: two temporaries of that size stay in its cache
 HALVINGS = 6  # a product of 2^6 numbers from [1/2, 1] is at least 2^-64, far from the smallest float32
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+
+_takes_kernels = False  # inside `by_kernels()`
 
 
 class BernoulliPixels(dist.Independent):
@@ -110,12 +114,23 @@ def products(factors: Tensor, num_halvings: int) -> Tensor:
     return factors[..., :width]
 
 
-def kernels_for(values: Tensor) -> ModuleType | None:
-    """`pyro_vae.kernels`, where there is a GPU for them, and Triton.
+@contextmanager
+def by_kernels() -> Iterator[None]:
+    """Inside, and where no gradient is recorded, a GPU takes these sums by kernels of its own.
 
-    None while gradients are recorded: kernels have none, and whoever writes down the operations of a pair misses them.
+    Not everywhere: whoever writes down the operations of a pair, to run them as a graph, would miss a kernel.
     """
-    return None if torch.is_grad_enabled() else _kernels_on(values.device)
+    global _takes_kernels
+    before, _takes_kernels = _takes_kernels, True
+    try:
+        yield
+    finally:
+        _takes_kernels = before
+
+
+def kernels_for(values: Tensor) -> ModuleType | None:
+    """`pyro_vae.kernels` inside `by_kernels()`, where there is a GPU for them, and Triton."""
+    return _kernels_on(values.device) if _takes_kernels and not torch.is_grad_enabled() else None
 
 
 @functools.cache
@@ -134,9 +149,9 @@ class DiagonalNormal(dist.Independent):
     """
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, μ + σ ε; on a GPU without gradients in one operation less."""
+        """Draws, μ + σ ε; where kernels are taken in one operation less."""
         law = self.base_dist
-        if torch.is_grad_enabled() or law.loc.device.type != "cuda":
+        if kernels_for(law.loc) is None:
             return super().rsample(sample_shape)
         noise = torch.randn(self._extended_shape(sample_shape), dtype=law.loc.dtype, device=law.loc.device)
         return torch.addcmul(law.loc, law.scale, noise)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,7 @@ def test_no_step_of_a_fit_waits_for_the_gpu(compile):
     assert run.gradients.way == ("eager" if compile is False else "cuda graph")
 
 
+@pytest.mark.filterwarnings("default")  # inductor has warnings of its own
 def test_a_fit_on_the_gpu_is_that_by_the_pair(monkeypatch):
     data = random_data(("VAE", SPACE, None), sizes=(42, 8, 8))  # a ragged last batch
     monkeypatch.setattr(svi.Gradients, "_pays", lambda self: True)
@@ -102,6 +104,7 @@ def test_a_fit_on_the_gpu_is_that_by_the_pair(monkeypatch):
         model = build(("VAE", SPACE, None))
         history = pv.fit(model, data, num_epochs=3, batch_size=16, device="cuda", compile=compile)
         found.append((parameters(model), history.ran_as))
+        assert history.reason in ("", "compile is False")
     assert [way for _, way in found] == ["eager", "cuda graph", "cuda graph"]
     for values, _ in found[1:]:
         for name, value in values.items():
@@ -114,6 +117,13 @@ def test_the_step_that_went_bad_is_named():
         pv.fit(build(("VAE", SPACE, None)), data, num_epochs=50, batch_size=16, learning_rate=1e18, device="cuda")
 
 
+@pytest.fixture
+def kernels():
+    """As in an estimate."""
+    with torch.no_grad(), independent.by_kernels():
+        yield
+
+
 def layer_of(width, pixels):
     layer = nn.Linear(width, pixels, device=GPU)
     with torch.no_grad():
@@ -124,7 +134,7 @@ def layer_of(width, pixels):
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "float16"])
 @pytest.mark.parametrize("sizes", [(130, 3, 200, 784), (128, 2, 50, 30), (200, 1, 16, 64), (300, 5, 250, 100)])
-def test_the_last_layer_and_its_pixels(sizes, precision):
+def test_the_last_layer_and_its_pixels(sizes, precision, kernels):
     """Against float64, from the numbers that it was given: its sums are those of float32."""
     num_particles, num_data, width, pixels = sizes
     layer, hidden = layer_of(width, pixels), torch.randn(num_particles, num_data, width, device=GPU).tanh()
@@ -145,7 +155,7 @@ def test_the_last_layer_and_its_pixels(sizes, precision):
 
 
 @pytest.mark.parametrize("shape", [(130, 3, 50), (7, 50), (1, 5, 3), (4, 1, 200)])
-def test_normal_latents_in_one_pass(shape):
+def test_normal_latents_in_one_pass(shape, kernels):
     value = torch.randn(shape, device=GPU)
     loc, scale = torch.randn(shape[1:], device=GPU), torch.rand(shape[1:], device=GPU) + 0.1
     zero = torch.zeros((), device=GPU).expand(shape[-1])
@@ -159,15 +169,15 @@ def test_normal_latents_in_one_pass(shape):
 def test_draws_of_normal_latents():
     loc, scale = torch.randn(5, 3, device=GPU), torch.rand(5, 3, device=GPU) + 0.1
     law, found = diagonal_normal(loc, scale).expand((2000, 5)), []
-    for grad in (torch.no_grad, torch.enable_grad):
+    for how in (independent.by_kernels, nullcontext):
         torch.manual_seed(0)
-        with grad():
+        with torch.no_grad(), how():
             found.append(law.rsample())
     torch.testing.assert_close(*found)
     assert found[0].shape == (2000, 5, 3)
 
 
-def test_the_kernel_keeps_nan_and_grey_pixels():
+def test_the_kernel_keeps_nan_and_grey_pixels(kernels):
     layer, hidden = layer_of(20, 33), torch.randn(128, 2, 20, device=GPU)
     hidden[5, 1, 3] = math.nan
     grey = torch.rand(2, 33, device=GPU)

@@ -12,6 +12,7 @@ from pyro_vae import diagnostics, distributed, traces
 from pyro_vae.estimators.head import keep_memory
 from pyro_vae.estimators.precision import Scorer
 from pyro_vae.estimators.watch import Watch
+from pyro_vae.independent import by_kernels
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.traces import Pair
 
@@ -87,7 +88,8 @@ class Blocks:
         first = 0
         while first < self.num_particles:
             last = min(first + self.block_particles * self.together, self.num_particles)
-            log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
+            with by_kernels():
+                log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
             self._check_weights(log_weights, data)
             yield log_weights
             first = last
