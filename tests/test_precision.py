@@ -1,6 +1,7 @@
 """Linear layers in shorter numbers against float64, and against rounding that numpy does."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -140,6 +141,14 @@ def test_a_shift_that_matters_is_a_warning():
     result = scored(vae(scale=300.0), "tf32", num_particles=50)
     assert abs(result.precision_error.mean) > 1e-3
     assert result.warning.startswith("tf32 moves the mean by ")
+
+
+def test_scatter_over_few_data_is_no_shift():
+    result = scored(vae(), "tf32")
+    few = replace(result.precision_error, mean=0.0027)
+    assert replace(result, precision_error=replace(few, se=0.0015)).warning is None
+    for se in (0.0005, None):
+        assert "moves the mean by +0.0027" in replace(result, precision_error=replace(few, se=se)).warning
 
 
 def test_the_error_is_saved_with_the_result(tmp_path):

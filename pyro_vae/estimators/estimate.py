@@ -53,6 +53,7 @@ class PrecisionError:
     Attributes:
         precision: "tf32" or "float16".
         mean: mean over these data of log p in this precision less that in float64, nats.
+        se: standard error of that mean over the data, nats; None for a single datum.
         largest: the largest difference of a datum, without its sign, nats.
         num_data: on how many data it was measured.
         num_particles: particles of each of them.
@@ -63,6 +64,7 @@ class PrecisionError:
     largest: float
     num_data: int
     num_particles: int
+    se: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

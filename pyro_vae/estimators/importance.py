@@ -78,9 +78,14 @@ def precision_error(blocks: Blocks) -> PrecisionError:
         rows = torch.randperm(len(blocks.args[0]))[:CHECKED_DATA].to(blocks.args[0].device)
     few = replace(blocks, rows=rows, num_particles=min(CHECKED_PARTICLES, blocks.num_particles), seed=seed)
     here, truth = (stream(each, lambda num: None)["log_prob"] for each in (few, replace(few, precision="float64")))
-    gap = here - truth
+    gap, count = here - truth, len(rows)
     return PrecisionError(
-        blocks.precision, float(gap.mean()), float(gap.abs().max()), num_data=len(rows), num_particles=few.num_particles
+        blocks.precision,
+        mean=float(gap.mean()),
+        largest=float(gap.abs().max()),
+        num_data=count,
+        num_particles=few.num_particles,
+        se=float(gap.std()) / math.sqrt(count) if count > 1 else None,
     )
 
 

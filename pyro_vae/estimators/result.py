@@ -129,8 +129,10 @@ class LogLikelihood(Estimate):
         """
         if self.direction == "exact":
             return None
-        if self.precision_error is not None and not abs(self.precision_error.mean) < PRECISION_LIMIT:
-            return f"{self.precision_error.precision} moves the mean by {self.precision_error.mean:+.2g} nats"
+        shift = self.precision_error
+        # Rounding scatters from datum to datum: the mean over few counts only as far as its error does not explain it.
+        if shift is not None and not abs(shift.mean) < PRECISION_LIMIT + 2 * (shift.se or 0.0):
+            return f"{shift.precision} moves the mean by {shift.mean:+.2g} nats"
         if self.certificate is not None and not self.certificate.granted:
             return f"no certificate: {self.certificate.reason}"
         if self.khat is None and self.bad is None and self.estimator not in CHAINS:
