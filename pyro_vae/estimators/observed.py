@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from pyro_vae.independent import PART, products
 
+HALVINGS = 5  # one logarithm for 32 probabilities
 SAFE = 1e-30  # no product of probabilities that ends above it came near the smallest float32 on its way
 LARGE = 1e30  # weights from here on are not doubled
 
@@ -112,7 +113,7 @@ def _log_observed(rows: Tensor, layers: Sequence[Layer], spaces: Sequence[Tensor
     """
     for layer, space in zip(layers, spaces, strict=True):
         rows = layer.written(rows, space[: len(rows)])
-    probabilities = products(rows.sigmoid_(), 4)
+    probabilities = products(rows.sigmoid_(), HALVINGS)
     return probabilities.log().sum(-1) if bool(probabilities.amin() > SAFE) else None  # NaN is not
 
 
