@@ -137,18 +137,22 @@ def test_multilevel_takes_a_precision():
     np.testing.assert_allclose(found["float32"].log_prob, found["float64"].log_prob, atol=1e-4)
 
 
-def test_a_shift_that_matters_is_a_warning():
-    result = scored(vae(scale=300.0), "tf32", num_particles=50)
-    assert abs(result.precision_error.mean) > 1e-3
-    assert result.warning.startswith("tf32 moves the mean by ")
-
-
-def test_scatter_over_few_data_is_no_shift():
+@pytest.mark.parametrize(
+    ("mean", "se", "warns"), [(0.0027, 0.0015, False), (0.0027, 0.0005, True), (-0.01, None, True)]
+)
+def test_a_shift_that_matters_is_a_warning_and_scatter_over_few_data_is_none(mean, se, warns):
     result = scored(vae(), "tf32")
-    few = replace(result.precision_error, mean=0.0027)
-    assert replace(result, precision_error=replace(few, se=0.0015)).warning is None
-    for se in (0.0005, None):
-        assert "moves the mean by +0.0027" in replace(result, precision_error=replace(few, se=se)).warning
+    shifted = replace(result, precision_error=replace(result.precision_error, mean=mean, se=se))
+    assert (f"tf32 moves the mean by {mean:+}" in shifted.warning) == warns
+    assert "moves" not in result.warning
+
+
+def test_the_error_of_the_mean_is_that_of_the_data():
+    """Rounding moves every datum by another amount."""
+    result = scored(vae(scale=300.0), "tf32", num_particles=50)
+    error = result.precision_error
+    assert 0 < error.se < error.largest
+    assert abs(error.mean) < 5 * error.se  # rounding has no direction
 
 
 def test_the_error_is_saved_with_the_result(tmp_path):
