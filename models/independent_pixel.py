@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..distributions import Levels, cells
+from ..distributions import Levels, log_shares
 from ..spaces import MIN_SCALE, Binary, Quantized, Real, Space
 from ..traces import announce
 
@@ -71,9 +71,7 @@ class IndependentPixel(nn.Module):
     def _shares(self, obs: Tensor) -> Tensor:
         """Smoothed logit (1, *shape) of a bit, or log share (levels, *shape) of each grey level."""
         levels = self.space.levels if isinstance(self.space, Quantized) else 2
-        index = cells(obs.flatten(1), levels).flatten()
-        counts = index.bincount(minlength=self.space.num_dims * levels).double().view(-1, levels)
-        log_share = ((counts + self.pseudo_count / levels) / (len(obs) + self.pseudo_count)).log().T
+        log_share = log_shares(obs, levels, self.pseudo_count).T
         if levels == 2 and not isinstance(self.space, Quantized):
             log_share = log_share[1:] - log_share[:1]
         return log_share.reshape(-1, *self.space.shape)

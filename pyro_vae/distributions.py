@@ -258,6 +258,13 @@ def cells(rows: Tensor, levels: int) -> Tensor:
     return rows.long() + levels * torch.arange(rows.shape[-1], device=rows.device)
 
 
+def log_shares(obs: Tensor, levels: int, pseudo_count: float = 1.0) -> Tensor:
+    """Log share of each grey level in each pixel of obs (n, ...), `pseudo_count` spread over them; (D, L), float64."""
+    rows = obs.flatten(1)
+    counts = cells(rows, levels).flatten().bincount(minlength=rows.shape[1] * levels).double().view(-1, levels)
+    return ((counts + pseudo_count / levels) / (len(obs) + pseudo_count)).log()
+
+
 class NormalComponents:
     """Independent normal pixels, by mean and standard deviation, both (K, D).
 

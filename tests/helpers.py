@@ -19,6 +19,8 @@ SIZES = {  # for any constructor that has an argument of this name
     "num_layers": 2,
     "num_steps": 2,
     "num_hidden": 4,
+    "num_channels": 4,
+    "num_features": 3,
     "rank": 1,
 }
 

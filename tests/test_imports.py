@@ -15,7 +15,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"kernels", "kept", "graphs"},
     {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"},
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
-    {"spaces", "distributed", "mapped"},
+    {"spaces", "distributed", "mapped", "chain_rule"},
     {"sources", "datasets", "data", "traces", "latents"},
     {"guides"},
     {"priors"},
@@ -35,6 +35,8 @@ LAYERS = [  # a file imports its own layer and those above it in this list
 FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "em_pass", "normal_em", "traces"} | {
     "grey_em",
     "binary_em",
+    "chain_rule",
+    "checks",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 

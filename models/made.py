@@ -1,0 +1,128 @@
+"""MADE: the chain rule over pixels by one masked multilayer perceptron."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..chain_rule import ChainRule, chain_rule, check_space, marginal_logits, num_logits
+from ..checks import check_count
+from ..networks import activation_named
+from ..spaces import Binary, Quantized, Space
+from ..traces import announce
+
+
+class MADE(nn.Module):
+    r"""p(x) = Π_d p(x_d | pixels before d), all factors by one network whose weights are masked; log p is exact.
+
+    A bit has a logit (Binary). A grey level has a softmax over the levels (Quantized), so that the masses sum to 1: its
+    logits are A f_d + b_d with `num_features` numbers f_d from the network, a table A (levels, num_features) that the
+    pixels share, and a free histogram b_d. With num_features = levels - 1 that is any law; for 256 levels fewer keep
+    the last layer small.
+
+    Args:
+        space: where the observations live.
+        hidden_dims: widths of the layers.
+        activation: "tanh", "relu", "silu" or "elu".
+        order_seed: of a random order of the pixels; row by row from the top left if None.
+        num_features: numbers from which a pixel's grey levels get their logits; at most levels - 1 are used.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution Estimation", 2015,
+    arXiv:1502.03509.
+    """
+
+    spaces = (Binary, Quantized)
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        hidden_dims: Sequence[int] = (500, 500),
+        activation: str = "relu",
+        order_seed: int | None = None,
+        num_features: int = 16,
+    ) -> None:
+        super().__init__()
+        check_space("MADE", space)
+        if not hidden_dims or not all(isinstance(size, int) and size > 0 for size in hidden_dims):
+            raise ValueError(f"hidden_dims must be positive whole numbers, one or more, got {list(hidden_dims)}")
+        check_count("num_features", num_features)
+        self.space, self.num_logits = space, num_logits(space)
+        self.num_features = min(num_features, max(1, self.num_logits - 1))
+        places = 1 + _order(space.num_dims, order_seed).argsort()  # (D,), 1 for the first pixel
+        degrees = [places, *(_spread(size, space.num_dims) for size in hidden_dims)]
+        self.register_buffer("places", places)
+        self.layers = nn.ModuleList(_Masked(low, high) for low, high in pairwise(degrees))
+        outputs = places.repeat_interleave(self.num_features)  # (D F,)
+        self.out = _Masked(degrees[-1], outputs, strict=True, bias=False)
+        self.direct = _Masked(places, outputs, strict=True, bias=False)
+        self.activation = activation_named(activation)()
+        self.table = nn.Parameter(_cosines(self.num_logits, self.num_features)) if self.num_logits > 1 else None
+        self.bias = nn.Parameter(torch.zeros(*space.shape, self.num_logits))
+
+    def logits(self, obs: Tensor) -> Tensor:
+        """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
+        pixels = self.space.to_unit(obs).flatten(obs.ndim - len(self.space.shape))  # (..., D)
+        hidden = pixels
+        for layer in self.layers:
+            hidden = self.activation(layer(hidden))
+        features = (self.out(hidden) + self.direct(pixels)).reshape(*obs.shape, self.num_features)
+        return self.bias + (features if self.table is None else linear(features, self.table))
+
+    def distribution(self, *, progress: bool = False) -> ChainRule:
+        """p(x); `progress` shows a bar while it is sampled."""
+        order = self.get_buffer("places").argsort()
+        return chain_rule(self.space, self.logits, self.bias[..., 0], order=order, progress=progress)
+
+    def model(self, obs: Tensor, context: None = None) -> None:
+        """p(x)."""
+        announce(self)
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", self.distribution(), obs=obs)
+
+    def guide(self, obs: Tensor, context: None = None) -> None:
+        """No latent sites."""
+
+    @torch.no_grad()
+    def initialize(self, obs: Tensor) -> None:
+        """Start at the shares of each pixel's values in the training data."""
+        self.bias.copy_(marginal_logits(self.space, obs))
+
+
+class _Masked(nn.Module):
+    """A linear layer whose outputs see the inputs of a degree no higher than their own, or lower if `strict`."""
+
+    def __init__(self, inputs: Tensor, outputs: Tensor, *, strict: bool = False, bias: bool = True) -> None:
+        super().__init__()
+        self.strict = strict
+        self.register_buffer("inputs", inputs)
+        self.register_buffer("outputs", outputs)
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(len(outputs), len(inputs))))
+        self.bias = nn.Parameter(torch.zeros(len(outputs))) if bias else None
+
+    def forward(self, values: Tensor) -> Tensor:
+        inputs, outputs = self.get_buffer("inputs"), self.get_buffer("outputs").unsqueeze(-1)
+        mask = outputs > inputs if self.strict else outputs >= inputs
+        return linear(values, self.weight * mask, self.bias)
+
+
+def _order(num_dims: int, seed: int | None) -> Tensor:
+    """The pixels from the first to the last, (D,)."""
+    if seed is None:
+        return torch.arange(num_dims)
+    return torch.randperm(num_dims, generator=torch.Generator().manual_seed(seed))
+
+
+def _spread(size: int, num_dims: int) -> Tensor:
+    """Degrees of hidden units, (size,): spread evenly over 1..D-1, as the last pixel is seen by none."""
+    return 1 + torch.arange(size) * max(1, num_dims - 1) // size
+
+
+def _cosines(levels: int, num_features: int) -> Tensor:
+    """Smooth shapes of logits over the levels, cos(π f (l + ½) / L) for f = 1..F; (L, F), a basis if F = L - 1."""
+    middle = torch.arange(levels).unsqueeze(-1) + 0.5
+    return (math.pi / levels * middle * torch.arange(1, num_features + 1)).cos()

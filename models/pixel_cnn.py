@@ -1,0 +1,136 @@
+"""PixelCNN: the chain rule over pixels by gated convolutions that see above and to the left only."""
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..chain_rule import ChainRule, Step, chain_rule, check_space, marginal_logits, num_logits
+from ..checks import check_count
+from ..spaces import Binary, Quantized, Space
+from ..traces import announce
+
+
+class PixelCNN(nn.Module):
+    r"""p(x) = Π_d p(x_d | pixels before d), row by row from the top left; log p is exact.
+
+    Of two stacks of gated convolutions one sees the rows above a pixel, the other the pixels to its left and the first
+    stack one row up: together all pixels before it, within their reach, without a blind spot. A masked convolution is
+    one whose kernel is cut. A bit has a logit (Binary), a grey level a softmax over the levels (Quantized), and each
+    pixel a bias of its own, as images have their place in the frame.
+
+    Args:
+        space: where the observations live: images (height, width), or (1, height, width).
+        num_channels: width of the layers.
+        num_layers: number of gated layers, the first included.
+        kernel_size: of all layers but the first, odd.
+        first_kernel_size: of the first layer, odd.
+
+    Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016, arXiv:1601.06759; van den
+    Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, "Conditional Image Generation with PixelCNN Decoders",
+    2016, arXiv:1606.05328.
+    """
+
+    spaces = (Binary, Quantized)
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        num_channels: int = 32,
+        num_layers: int = 6,
+        kernel_size: int = 3,
+        first_kernel_size: int = 7,
+    ) -> None:
+        super().__init__()
+        check_space("PixelCNN", space)
+        _check_image(space.shape)
+        check_count("num_channels", num_channels)
+        check_count("num_layers", num_layers)
+        for name, size in {"kernel_size": kernel_size, "first_kernel_size": first_kernel_size}.items():
+            if not isinstance(size, int) or size < 3 or size % 2 == 0:
+                raise ValueError(f"{name} must be odd, 3 or more, got {size!r}")
+        self.space = space
+        self.layers = nn.ModuleList([_Gated(1, num_channels, first_kernel_size, is_first=True)])
+        self.layers.extend(_Gated(num_channels, num_channels, kernel_size) for _ in range(num_layers - 1))
+        self.reach = 1 + first_kernel_size // 2 + (num_layers - 1) * (kernel_size // 2)  # rows above that a pixel sees
+        hidden, out = (
+            nn.Conv2d(num_channels, num_channels, 1),
+            nn.Conv2d(num_channels, num_logits(space), 1, bias=False),
+        )
+        self.head = nn.Sequential(nn.ReLU(), hidden, nn.ReLU(), out)
+        self.bias = nn.Parameter(torch.zeros(*space.shape, num_logits(space)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, num_channels, height, width) from pixels (n, height, width); those of a pixel see what is before it."""
+        above = left = self.space.to_unit(images).unsqueeze(1)
+        for layer in self.layers:
+            above, left = layer(above, left)
+        return left
+
+    def logits(self, obs: Tensor) -> Tensor:
+        """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
+        images = obs.reshape(-1, *self.space.shape[-2:])
+        return self.bias + self.head(self.features(images)).movedim(1, -1).reshape(*obs.shape, -1)
+
+    def steps(self) -> Step:
+        """The logits (n, P) of one pixel, from the rows of the image that it sees."""
+        height, width = self.space.shape[-2:]
+        bias = self.bias.flatten(0, -2)
+
+        def step(rows: Tensor, index: int) -> Tensor:
+            row, column = divmod(index, width)
+            seen = rows.reshape(-1, height, width)[:, max(0, row - self.reach) : row + 1]
+            at_pixel = self.features(seen)[:, :, -1:, column : column + 1]
+            return bias[index] + self.head(at_pixel).flatten(1)
+
+        return step
+
+    def distribution(self, *, progress: bool = False) -> ChainRule:
+        """p(x); `progress` shows a bar while it is sampled."""
+        return chain_rule(self.space, self.logits, self.bias[..., 0], steps=self.steps, progress=progress)
+
+    def model(self, obs: Tensor, context: None = None) -> None:
+        """p(x)."""
+        announce(self)
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", self.distribution(), obs=obs)
+
+    def guide(self, obs: Tensor, context: None = None) -> None:
+        """No latent sites."""
+
+    @torch.no_grad()
+    def initialize(self, obs: Tensor) -> None:
+        """Start at the shares of each pixel's values in the training data."""
+        self.bias.copy_(marginal_logits(self.space, obs))
+
+
+class _Gated(nn.Module):
+    """One layer of both stacks, (n, channels, height, width) each: tanh(a) σ(b) of convolutions a and b."""
+
+    def __init__(self, in_channels: int, channels: int, size: int, is_first: bool = False) -> None:
+        super().__init__()
+        self.radius, self.is_first = size // 2, is_first
+        self.vertical = nn.Conv2d(in_channels, 2 * channels, (self.radius + 1, size))  # a pixel's row and those above
+        # In the first layer the horizontal stack must not see the pixel itself; later its features are free of it.
+        self.horizontal = nn.Conv2d(in_channels, 2 * channels, (1, self.radius + (not is_first)))
+        self.link = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, above: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        vertical = self.vertical(pad(above, (self.radius, self.radius, self.radius, 0)))
+        one_row_up = pad(vertical[:, :, :-1], (0, 0, 1, 0))
+        seen = left[..., :-1] if self.is_first else left
+        horizontal = self.out(_gate(self.horizontal(pad(seen, (self.radius, 0))) + self.link(one_row_up)))
+        return _gate(vertical), horizontal if self.is_first else left + horizontal
+
+
+def _gate(values: Tensor) -> Tensor:
+    """tanh(a) σ(b) of the two halves of the channels."""
+    a, b = values.chunk(2, 1)
+    return a.tanh() * b.sigmoid()
+
+
+def _check_image(shape: tuple[int, ...]) -> None:
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):
+        raise ValueError(f"PixelCNN needs images (height, width) or (1, height, width), got shape {shape}")

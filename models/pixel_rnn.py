@@ -1,0 +1,81 @@
+"""PixelRNN: the chain rule over pixels by a recurrent network that reads an image pixel by pixel."""
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..chain_rule import ChainRule, Step, chain_rule, check_space, marginal_logits, num_logits
+from ..checks import check_choice, check_count
+from ..spaces import Binary, Quantized, Space
+from ..traces import announce
+
+CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class PixelRNN(nn.Module):
+    r"""p(x) = Π_d p(x_d | x_1, ..., x_{d-1}) with p(x_d | ·) = RNN(x_1, ..., x_{d-1}); log p is exact.
+
+    The network reads the pixels in the flat order of the image. A bit has a logit (Binary), a grey level a softmax over
+    the levels (Quantized), and each pixel a bias of its own. Training and log p run over the whole image at once, since
+    all pixels are known; a sample carries the state from pixel to pixel, one step of the network each.
+
+    Args:
+        space: where the observations live.
+        cell: "gru" or "lstm".
+        hidden_dim: width of the state.
+        num_layers: number of recurrent layers.
+
+    Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016, arXiv:1601.06759, whose
+    layers read images in two dimensions, where this one reads a sequence.
+    """
+
+    spaces = (Binary, Quantized)
+
+    def __init__(self, space: Space, *, cell: str = "gru", hidden_dim: int = 128, num_layers: int = 1) -> None:
+        super().__init__()
+        check_space("PixelRNN", space)
+        check_choice("cell", cell, CELLS)
+        check_count("hidden_dim", hidden_dim)
+        check_count("num_layers", num_layers)
+        self.space = space
+        self.rnn = CELLS[cell](1, hidden_dim, num_layers, batch_first=True)
+        self.out = nn.Linear(hidden_dim, num_logits(space), bias=False)
+        self.bias = nn.Parameter(torch.zeros(*space.shape, num_logits(space)))
+
+    def logits(self, obs: Tensor) -> Tensor:
+        """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
+        pixels = self.space.to_unit(obs).reshape(-1, self.space.num_dims)
+        before = pad(pixels[:, :-1], (1, 0))  # a 0 stands before the first pixel
+        states, _ = self.rnn(before.unsqueeze(-1))  # (n, D, hidden_dim)
+        return self.bias + self.out(states).reshape(*obs.shape, -1)
+
+    def steps(self) -> Step:
+        """The logits (n, P) of one pixel after another, by a state that is carried on."""
+        bias, state = self.bias.flatten(0, -2), None
+
+        def step(rows: Tensor, index: int) -> Tensor:
+            nonlocal state
+            last = rows[:, index - 1 : index] if index else torch.zeros_like(rows[:, :1])
+            features, state = self.rnn(self.space.to_unit(last).unsqueeze(-1), state)
+            return bias[index] + self.out(features.squeeze(1))
+
+        return step
+
+    def distribution(self, *, progress: bool = False) -> ChainRule:
+        """p(x); `progress` shows a bar while it is sampled."""
+        return chain_rule(self.space, self.logits, self.bias[..., 0], steps=self.steps, progress=progress)
+
+    def model(self, obs: Tensor, context: None = None) -> None:
+        """p(x)."""
+        announce(self)
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", self.distribution(), obs=obs)
+
+    def guide(self, obs: Tensor, context: None = None) -> None:
+        """No latent sites."""
+
+    @torch.no_grad()
+    def initialize(self, obs: Tensor) -> None:
+        """Start at the shares of each pixel's values in the training data."""
+        self.bias.copy_(marginal_logits(self.space, obs))
