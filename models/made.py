@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..chain_rule import ChainRule, chain_rule, check_space, marginal_logits, num_logits
+from ..chain_rule import ChainRule, Step, chain_rule, check_space, marginal_logits, num_logits
 from ..checks import check_count
 from ..networks import activation_named
 from ..spaces import Binary, Quantized, Space
@@ -71,12 +71,30 @@ class MADE(nn.Module):
         for layer in self.layers:
             hidden = self.activation(layer(hidden))
         features = (self.out(hidden) + self.direct(pixels)).reshape(*obs.shape, self.num_features)
-        return self.bias + (features if self.table is None else linear(features, self.table))
+        return self.bias + self._of_levels(features)
+
+    def steps(self) -> Step:
+        """The logits (n, P) of one pixel, by its part of the last layer; weights are masked once for all pixels."""
+        weights = [layer.masked() for layer in self.layers]
+        out, direct = (layer.masked().unflatten(0, (-1, self.num_features)) for layer in (self.out, self.direct))
+        bias = self.bias.flatten(0, -2)
+
+        def step(rows: Tensor, index: int) -> Tensor:
+            pixels = hidden = self.space.to_unit(rows)
+            for layer, weight in zip(self.layers, weights, strict=True):
+                hidden = self.activation(linear(hidden, weight, layer.bias))
+            return bias[index] + self._of_levels(linear(hidden, out[index]) + linear(pixels, direct[index]))
+
+        return step
+
+    def _of_levels(self, features: Tensor) -> Tensor:
+        """A f_d, or the logit of a bit as it is."""
+        return features if self.table is None else linear(features, self.table)
 
     def distribution(self, *, progress: bool = False) -> ChainRule:
         """p(x); `progress` shows a bar while it is sampled."""
         order = self.get_buffer("places").argsort()
-        return chain_rule(self.space, self.logits, self.bias[..., 0], order=order, progress=progress)
+        return chain_rule(self.space, self.logits, self.bias[..., 0], order=order, steps=self.steps, progress=progress)
 
     def model(self, obs: Tensor, context: None = None) -> None:
         """p(x)."""
@@ -104,10 +122,13 @@ class _Masked(nn.Module):
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(len(outputs), len(inputs))))
         self.bias = nn.Parameter(torch.zeros(len(outputs))) if bias else None
 
-    def forward(self, values: Tensor) -> Tensor:
+    def masked(self) -> Tensor:
+        """The weights (outputs, inputs), 0 where an output must not see an input."""
         inputs, outputs = self.get_buffer("inputs"), self.get_buffer("outputs").unsqueeze(-1)
-        mask = outputs > inputs if self.strict else outputs >= inputs
-        return linear(values, self.weight * mask, self.bias)
+        return self.weight * (outputs > inputs if self.strict else outputs >= inputs)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return linear(values, self.masked(), self.bias)
 
 
 def _order(num_dims: int, seed: int | None) -> Tensor:
