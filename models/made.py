@@ -76,15 +76,15 @@ class MADE(nn.Module):
 
     def steps(self) -> Step:
         """The logits (n, P) of one pixel, by its part of the last layer; weights are masked once for all pixels."""
-        layers: Any = self.layers
-        hidden_layers = [(layer.masked(), layer.bias) for layer in layers]
+        hidden_layers: list[Any] = list(self.layers)
+        masked = [(layer.masked(), layer.bias) for layer in hidden_layers]
         out, direct = (layer.masked().unflatten(0, (-1, self.num_features)) for layer in (self.out, self.direct))
         bias = self.bias.flatten(0, -2)
 
         def step(rows: Tensor, index: int) -> Tensor:
             pixels = hidden = self.space.to_unit(rows)
-            for weight, shift in hidden_layers:
-                hidden = self.activation(linear(hidden, weight, shift))
+            for layer in masked:
+                hidden = self.activation(linear(hidden, *layer))
             return bias[index] + self._of_levels(linear(hidden, out[index]) + linear(pixels, direct[index]))
 
         return step

@@ -1,5 +1,9 @@
 """PixelRNN: the chain rule over pixels by a recurrent network that reads an image pixel by pixel."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pyro
 import torch
 from torch import Tensor, nn
@@ -47,7 +51,7 @@ class PixelRNN(nn.Module):
         """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
         pixels = self.space.to_unit(obs).reshape(-1, self.space.num_dims)
         before = pad(pixels[:, :-1], (1, 0))  # a 0 stands before the first pixel
-        states, _ = self.rnn(before.unsqueeze(-1))  # (n, D, hidden_dim)
+        states, _ = self._read(before.unsqueeze(-1))  # (n, D, hidden_dim)
         return self.bias + self.out(states).reshape(*obs.shape, -1)
 
     def steps(self) -> Step:
@@ -57,10 +61,15 @@ class PixelRNN(nn.Module):
         def step(rows: Tensor, index: int) -> Tensor:
             nonlocal state
             last = rows[:, index - 1 : index] if index else torch.zeros_like(rows[:, :1])
-            features, state = self.rnn(self.space.to_unit(last).unsqueeze(-1), state)
+            features, state = self._read(self.space.to_unit(last).unsqueeze(-1), state)
             return bias[index] + self.out(features.squeeze(1))
 
         return step
+
+    def _read(self, pixels: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Features (n, T, hidden_dim) after each of the pixels (n, T, 1), and the state after the last."""
+        with _without_cudnn():
+            return self.rnn(pixels, state)
 
     def distribution(self, *, progress: bool = False) -> ChainRule:
         """p(x); `progress` shows a bar while it is sampled."""
@@ -79,3 +88,14 @@ class PixelRNN(nn.Module):
     def initialize(self, obs: Tensor) -> None:
         """Start at the shares of each pixel's values in the training data."""
         self.bias.copy_(marginal_logits(self.space, obs))
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Recurrent layers as plain operations, step by step: cuDNN's have no gradient unless the module is in training."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
