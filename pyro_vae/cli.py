@@ -67,7 +67,7 @@ def train_command(
     **data: Any,
 ) -> None:
     """Fit one model into a run directory."""
-    from pyro_vae import pictures, runs
+    from pyro_vae import pictures, runs, svi
     from pyro_vae.objectives import SEVERAL
 
     with options.together(data):
@@ -80,7 +80,7 @@ def train_command(
         bound = "ELBO" if is_elbo else "{objective} bound of {num_particles} particles".format(**parsed["fit"])
         elbo = "" if history.best_valid_elbo is None else f", validation {bound} {history.best_valid_elbo:.3f} nats"
         click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
-        if history.reason and parsed["fit"].get("compile") is not False:
+        if history.reason not in ("", svi.TOO_FEW) and parsed["fit"].get("compile") is not False:
             click.echo(f"{model}: no graph of the steps was taken: {history.reason}")
         if history.status == "interrupted":
             raise KeyboardInterrupt

@@ -98,6 +98,13 @@ class Gradients:
         self.way = "eager"  # what the last step ran by: "eager", "graph", "inductor" or "cuda graph"
         self.step, self.seconds = 0, {"eager": [], "graph": []}  # type: int, dict[str, list[float]]
 
+    @property
+    def ran_as(self) -> str:
+        """What most steps ran by, once some have: a ragged last batch has a graph of its own."""
+        if self.reason or not self.graphs:
+            return "eager"
+        return max(self.graphs.values(), key=lambda graph: graph.steps).way
+
     def __call__(self, args: Args, weight: float) -> Tensor:
         """The loss, nats per datum; `weight` is that of the latent terms."""
         self.step += 1

@@ -17,7 +17,7 @@ class History:
         best_valid_elbo: its validation ELBO, nats per datum; None for maximum likelihood.
         status: "finished", "early stop" or "interrupted".
         seconds: wall-clock seconds, earlier parts of a resumed run included.
-        ran_as: what the last steps of SVI ran by: "eager", "graph", "inductor", "cuda graph"; see `compiled`.
+        ran_as: what most steps of SVI ran by: "eager", "graph", "inductor", "cuda graph"; see `compiled`.
         reason: why no graph was taken, if one was thought of.
     """
 

@@ -166,7 +166,8 @@ def _open(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} must be a plain array of numbers: {error}") from error
+        why = "it is no .npy file, or holds Python objects" if "pickle" in str(error) else str(error)
+        raise ValueError(f"{path} must be a plain array of numbers: {why}") from error
     if not isinstance(array, np.memmap):
         raise ValueError(f"{path} must be a single array, found an archive")
     if array.ndim > 1 and not array.flags.c_contiguous:

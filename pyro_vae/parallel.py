@@ -32,7 +32,7 @@ class SharedGradients:
             buffer that the loss moves.
     """
 
-    way = "eager"
+    ran_as = "eager"
     reason = "the gradients of several processes are averaged as autograd leaves them"
 
     def __init__(

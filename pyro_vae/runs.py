@@ -82,6 +82,7 @@ def train(
         "seconds": history.seconds,
         "cpu_seconds": cpu,
         "ran_as": history.ran_as,
+        "no_graph_because": history.reason or None,
         "threads": torch.get_num_threads(),  # and seconds, of each process
         "processes": distributed.size(),
         "num_parameters": sum(p.numel() for p in roots.parameters()),

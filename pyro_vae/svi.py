@@ -28,6 +28,7 @@ from pyro_vae.traces import Pair
 VALID_ROWS = 2000  # particles and data per block of the validation ELBO
 FITTED = "_comes_out_of_a_fit"  # an attribute of a module, no part of its state
 START_ROWS = 10_000  # of the data on disk that a model starts from
+TOO_FEW = "the steps were too few to pay for a graph"
 SAVE_SECONDS = 10.0  # a checkpoint at most this often, and always at the end
 
 
@@ -246,7 +247,9 @@ class Run:
             for module in self.module:
                 mark_fitted(module)
         self.module.eval()
-        way = self.gradients.way, self.gradients.reason
+        way = self.gradients.ran_as, self.gradients.reason
+        if way == ("eager", ""):
+            way = "eager", TOO_FEW
         return History(tuple(self.rows), self.best["epoch"], self.best["valid_elbo"], status, self.seconds, *way)
 
     def _snapshot(self) -> dict[str, Any]:

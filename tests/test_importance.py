@@ -1,6 +1,7 @@
 """How importance sampling counts, streams, seeds, refuses and cleans up."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -329,6 +330,32 @@ def test_a_program_that_broadcasts_to_a_wrong_answer_is_found_out():
     result = score(mixes_particles, OBS, gaussian_guide, 4000)
     assert np.all(np.abs(result.log_prob - TRUTH) < 4.5 * np.sqrt(result.variance))
     assert result.notes
+
+
+@pytest.mark.parametrize("score", [True, False])
+def test_a_law_that_would_be_broadcast_to_other_data_is_refused(score):
+    """Logits of shape (n, 1, 2, 2) under data (n, 2, 2): every datum would be scored on all of them."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(1, 4)
+
+        def model(self, obs):
+            with pyro.plate("data", len(obs), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1))
+                logits = self.linear(z).unflatten(-1, (1, 2, 2))
+                pyro.sample("obs", dist.Bernoulli(logits=logits).to_event(3), obs=obs)
+
+        def guide(self, obs):
+            with pyro.plate("data", len(obs), dim=-1):
+                pyro.sample("z", dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1))
+
+    net, batch = Net(), pv.Batch(torch.ones(5, 2, 2), space=pv.Binary((2, 2)))
+    data = pv.Data("ones", batch.space, batch, batch, batch)
+    work = partial(pv.log_likelihood, net, batch) if score else partial(pv.fit, net, data, num_epochs=1)
+    with pytest.raises(ValueError, match=r"events of shape \(1, 2, 2\), but the last 3 dimensions of the data there"):
+        work()
 
 
 def test_different_latent_sites_are_both_listed():

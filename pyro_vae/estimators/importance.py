@@ -38,7 +38,7 @@ class ImportanceSampling:
         fixed_law = not tiled and traces.has_fixed_law(pair, args, seed)
         blocks = Blocks(pair, args, self.num_particles, seed, tiled, precision=self.precision, fixed_law=fixed_law)
         estimate = self.estimate(stream(blocks, progress, self.jackknife), notes + blocks.notes())
-        return replace(estimate, precision_error=precision_error(blocks)) if self.precision in REDUCED else estimate
+        return with_precision_error(estimate, blocks)
 
     def estimate(self, figures: dict[str, Tensor], notes: tuple[str, ...]) -> Estimate:
         """Of the streamed figures of every datum."""
@@ -69,6 +69,16 @@ def stream(blocks: Blocks, progress: Callable[[int], object], jackknife: bool = 
             parts[start] = accumulator.finish()
         progress(stop - start)
     return distributed.joined(parts, blocks.num_rows, "cpu")
+
+
+def with_precision_error(estimate: Estimate, blocks: Blocks) -> Estimate:
+    """The estimate, with what shorter numbers cost as a field and as a note where there were any."""
+    if blocks.precision not in REDUCED:
+        return estimate
+    error = precision_error(blocks)
+    spread = "" if error.se is None else f" (SE {error.se:.1g})"
+    note = f"{error.precision}: {error.mean:+.2g}{spread} nats against float64, on {error.num_data} of the data"
+    return replace(estimate, precision_error=error, notes=(*estimate.notes, note))
 
 
 def precision_error(blocks: Blocks) -> PrecisionError:

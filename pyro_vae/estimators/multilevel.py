@@ -12,9 +12,8 @@ from torch import Tensor
 from pyro_vae import diagnostics, traces
 from pyro_vae.checks import check_choice, check_count
 from pyro_vae.estimators.estimate import ARRAYS, Estimate
-from pyro_vae.estimators.importance import precision_error, stream
+from pyro_vae.estimators.importance import stream, with_precision_error
 from pyro_vae.estimators.names import PRECISIONS
-from pyro_vae.estimators.precision import REDUCED
 from pyro_vae.estimators.proposals import Proposal, with_proposal
 from pyro_vae.estimators.streaming import Blocks
 from pyro_vae.randomness import derived_seed, own_randomness, systematic
@@ -53,8 +52,7 @@ class Multilevel:
         self._check(np.concatenate([base["log_prob"], log_means]), np.concatenate([np.arange(len(levels)), rows]))
         tiling = ("the programs ran on tiled data, one row per particle and datum",) if tiled else ()
         notes += (self._cost(levels, len(rows)), *tiling)
-        estimate = self._estimate(base, level_gains(log_means, levels, self.max_level), notes)
-        return replace(estimate, precision_error=precision_error(coarse)) if self.precision in REDUCED else estimate
+        return with_precision_error(self._estimate(base, level_gains(log_means, levels, self.max_level), notes), coarse)
 
     def _estimate(self, base: dict[str, np.ndarray], gains: np.ndarray, notes: tuple[str, ...]) -> Estimate:
         correction = np.nansum(gains / reach_probabilities(self.max_level)[1:], axis=1)

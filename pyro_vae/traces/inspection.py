@@ -22,12 +22,33 @@ def latent_sites(pair: Pair, args: tuple[Tensor, ...]) -> tuple[list[str], list[
 
 
 def matching_sites(pair: Pair, args: tuple[Tensor, ...]) -> list[str]:
-    """The latent sites, after checking that model and guide have the same ones; a ValueError lists both sets."""
-    in_model, in_guide = latent_sites(pair, args)
+    """The latent sites, after checking that model and guide have the same ones; a ValueError lists both sets.
+
+    The law at "obs" must be of whole data: another shape would be broadcast, and log p of a datum be that of many.
+    """
+    with torch.no_grad():
+        guide_trace, model_trace = record_both(pair, args)
+    in_model, in_guide = sorted(latent_nodes(model_trace)), sorted(latent_nodes(guide_trace))
+    _check_event_shape(model_trace)
     if in_model != in_guide:
         hint = "" if in_guide else "; pass the guide as guide=..."
         raise ValueError(f"model and guide must have the same latent sites; model: {in_model}, guide: {in_guide}{hint}")
     return in_model
+
+
+def _check_event_shape(trace: Any) -> None:
+    """Raise a ValueError if the law at "obs" has events of another shape than the data there."""
+    node = trace.nodes.get("obs")
+    law = node["fn"] if node is not None and node["type"] == "sample" else None
+    event_dim = getattr(law, "event_dim", 0)
+    if law is None or not event_dim:
+        return
+    found, expected = tuple(law.event_shape), tuple(node["value"].shape[-event_dim:])
+    if found != expected:
+        raise ValueError(
+            f"the law at site 'obs' has events of shape {found}, but the last {event_dim} dimensions of the data there "
+            f"are {expected}: one would be broadcast to the other"
+        )
 
 
 @dataclass(frozen=True)
