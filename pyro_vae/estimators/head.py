@@ -72,11 +72,12 @@ class LinearLayers(TorchFunctionMode):
 
     Args:
         linear: called as `linear(input, weight, bias)`.
+        smallest: numbers of a layer's output, from which on it waits; `SMALLEST` if None.
     """
 
-    def __init__(self, linear: Linear = functional.linear) -> None:
+    def __init__(self, linear: Linear = functional.linear, smallest: int | None = None) -> None:
         super().__init__()
-        self.linear = linear
+        self.linear, self.smallest = linear, SMALLEST if smallest is None else smallest
         self.waiting: list[weakref.ref[Product]] = []
         self.writes_no_logits = False  # whether those of a layer went into their pixels part by part
 
@@ -161,7 +162,7 @@ class Product(Waiting):
         """Whether it is large, nobody records its gradient, and parts of it have the type of the whole."""
         tensors = [each for each in (self.input, self.weight, self.bias) if each is not None]
         is_one_type = len({each.dtype for each in tensors}) == 1 and self.input.element_size() >= 4
-        is_plain = self.weight.ndim == 2 and self.input.ndim > 1 and self.shape.numel() >= SMALLEST
+        is_plain = self.weight.ndim == 2 and self.input.ndim > 1 and self.shape.numel() >= self.mode.smallest
         is_recorded = torch.is_grad_enabled() or torch.is_autocast_enabled(self.input.device.type)
         return is_one_type and is_plain and not is_recorded
 

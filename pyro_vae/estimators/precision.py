@@ -36,7 +36,6 @@ class Scorer:
     def __init__(self, precision: str, watch: Watch) -> None:
         check_choice("precision", precision, PRECISIONS)
         self.precision, self.watch = precision, watch
-        self.writes_no_logits = False  # once it has been seen that those of the last layer stay in the cache
 
     def log_joint(
         self, pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool
@@ -47,12 +46,18 @@ class Scorer:
             with _in_float64(pair.modules), LinearLayers(_double_linear), _naming_what_stays_short():
                 return traces.log_joint(pair, args, values, num_particles, tiled)
         rounded = Rounded(self.precision) if self.precision in REDUCED else None
-        with LinearLayers(rounded or functional.linear) as layers:
+        with LinearLayers(rounded or functional.linear):
             found = traces.log_joint(pair, args, values, num_particles, tiled)
-        self.writes_no_logits = layers.writes_no_logits
         if rounded is not None and rounded.overflow is not None:
             self.watch(rounded.overflow, _too_large)
         return found
+
+
+def writes_no_logits(pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool) -> bool:
+    """Whether the last layer of a model goes into its pixels part by part, as at least `SHARED` particles show."""
+    with LinearLayers(smallest=0) as layers:
+        traces.log_joint(pair, args, values, num_particles, tiled)
+    return layers.writes_no_logits
 
 
 class Rounded:

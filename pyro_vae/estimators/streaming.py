@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, distributed, traces
-from pyro_vae.estimators.head import keep_memory
-from pyro_vae.estimators.precision import Scorer
+from pyro_vae.estimators.head import SHARED, keep_memory
+from pyro_vae.estimators.precision import Scorer, writes_no_logits
 from pyro_vae.estimators.watch import Watch
 from pyro_vae.independent import by_kernels
-from pyro_vae.randomness import derived_seed, reseed
+from pyro_vae.randomness import derived_seed, own_randomness, reseed
 from pyro_vae.traces import Pair
 
 # Rows (particles x data) of one block. On the CPU the logits of a block stay near the cache; on a GPU a block fills
@@ -54,6 +54,7 @@ class Blocks:
         self.block_data = max(1, rows // self.block_particles)
         self._watch = Watch()
         self._scorer = Scorer(self.precision, self._watch)
+        self.together = self._num_together()
         if self.args[0].device.type == "cpu":
             keep_memory()
 
@@ -62,14 +63,22 @@ class Blocks:
         """How many data there are, each as often as it comes up."""
         return len(self.args[0] if self.rows is None else self.rows)
 
-    @property
-    def together(self) -> int:
-        """How many blocks are scored at once, from what is known of the model so far."""
+    def _num_together(self) -> int:
+        """How many blocks are scored at once.
+
+        It is found out before the first of them, on few data, and not on the way: the last digits of a product depend
+        on its number of rows, and a process that begins with later data must give the digits of one that began with
+        the first.
+        """
         most = TOGETHER.get(self.args[0].device.type, 1)
-        if self._scorer.writes_no_logits:
-            return most
         numbers = self.block_particles * self.block_data * self.args[0][0].numel()
-        return max(1, min(most, NUMBERS // numbers))
+        few = max(1, min(most, NUMBERS // numbers))
+        if few == most or self.num_particles <= few * self.block_particles:
+            return few
+        one = tuple(arg[:1] for arg in self.args)
+        with own_randomness(self.seed), torch.no_grad():
+            values, _ = traces.draw_latents(self.pair, one, SHARED, self.tiled)
+            return most if writes_no_logits(self.pair, one, values, SHARED, self.tiled) else few
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Ranges of data, start and stop; what a GPU found to be wrong in any of them is raised after the last."""
@@ -85,14 +94,13 @@ class Blocks:
             data = self.rows[start:stop].tolist()
             args = tuple(arg[self.rows[start:stop]] for arg in self.args)
         draw = self._drawer(args)
-        first = 0
-        while first < self.num_particles:
-            last = min(first + self.block_particles * self.together, self.num_particles)
+        together = self.block_particles * self.together
+        for first in range(0, self.num_particles, together):
+            last = min(first + together, self.num_particles)
             with by_kernels():
                 log_weights = self._score_block(args, last - first, *self._draw(draw, args, start, first, last))
             self._check_weights(log_weights, data)
             yield log_weights
-            first = last
 
     def _draw(
         self, draw: Draw, args: tuple[Tensor, ...], start: int, first: int, last: int
