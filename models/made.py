@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..chain_rule import ChainRule, Step, chain_rule, check_space, marginal_logits, num_logits
+from ..chain_rule import PixelByPixel, Step, num_logits
 from ..checks import check_count
 from ..networks import activation_named
-from ..spaces import Binary, Quantized, Space
-from ..traces import announce
+from ..spaces import Space
 
 
-class MADE(nn.Module):
+class MADE(PixelByPixel):
     r"""p(x) = Π_d p(x_d | pixels before d), all factors by one network whose weights are masked; log p is exact.
 
     A bit has a logit (Binary). A grey level has a softmax over the levels (Quantized), so that the masses sum to 1: its
@@ -36,8 +34,6 @@ class MADE(nn.Module):
     arXiv:1502.03509.
     """
 
-    spaces = (Binary, Quantized)
-
     def __init__(
         self,
         space: Space,
@@ -47,12 +43,11 @@ class MADE(nn.Module):
         order_seed: int | None = None,
         num_features: int = 16,
     ) -> None:
-        super().__init__()
-        check_space("MADE", space)
+        super().__init__(space)
         if not hidden_dims or not all(isinstance(size, int) and size > 0 for size in hidden_dims):
             raise ValueError(f"hidden_dims must be positive whole numbers, one or more, got {list(hidden_dims)}")
         check_count("num_features", num_features)
-        self.space, self.num_logits = space, num_logits(space)
+        self.num_logits = num_logits(space)
         self.num_features = min(num_features, max(1, self.num_logits - 1))
         places = 1 + _order(space.num_dims, order_seed).argsort()  # (D,), 1 for the first pixel
         degrees = [places, *(_spread(size, space.num_dims) for size in hidden_dims)]
@@ -63,7 +58,6 @@ class MADE(nn.Module):
         self.direct = _Masked(places, outputs, strict=True, bias=False)
         self.activation = activation_named(activation)()
         self.table = nn.Parameter(_cosines(self.num_logits, self.num_features)) if self.num_logits > 1 else None
-        self.bias = nn.Parameter(torch.zeros(*space.shape, self.num_logits))
 
     def logits(self, obs: Tensor) -> Tensor:
         """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
@@ -93,24 +87,9 @@ class MADE(nn.Module):
         """A f_d, or the logit of a bit as it is."""
         return features if self.table is None else linear(features, self.table)
 
-    def distribution(self, *, progress: bool = False) -> ChainRule:
-        """p(x); `progress` shows a bar while it is sampled."""
-        order = self.get_buffer("places").argsort()
-        return chain_rule(self.space, self.logits, self.bias[..., 0], order=order, steps=self.steps, progress=progress)
-
-    def model(self, obs: Tensor, context: None = None) -> None:
-        """p(x)."""
-        announce(self)
-        with pyro.plate("data", len(obs), dim=-1):
-            pyro.sample("obs", self.distribution(), obs=obs)
-
-    def guide(self, obs: Tensor, context: None = None) -> None:
-        """No latent sites."""
-
-    @torch.no_grad()
-    def initialize(self, obs: Tensor) -> None:
-        """Start at the shares of each pixel's values in the training data."""
-        self.bias.copy_(marginal_logits(self.space, obs))
+    def order(self) -> Tensor:
+        """The pixels from the first to the last, (D,)."""
+        return self.get_buffer("places").argsort()
 
 
 class _Masked(nn.Module):

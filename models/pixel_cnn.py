@@ -1,17 +1,14 @@
 """PixelCNN: the chain rule over pixels by gated convolutions that see above and to the left only."""
 
-import pyro
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..chain_rule import ChainRule, Step, chain_rule, check_space, marginal_logits, num_logits
+from ..chain_rule import PixelByPixel, Step, num_logits
 from ..checks import check_count
-from ..spaces import Binary, Quantized, Space
-from ..traces import announce
+from ..spaces import Space
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(PixelByPixel):
     r"""p(x) = Π_d p(x_d | pixels before d), row by row from the top left; log p is exact.
 
     Of two stacks of gated convolutions one sees the rows above a pixel, the other the pixels to its left and the first
@@ -31,8 +28,6 @@ class PixelCNN(nn.Module):
     2016, arXiv:1606.05328.
     """
 
-    spaces = (Binary, Quantized)
-
     def __init__(
         self,
         space: Space,
@@ -42,15 +37,13 @@ class PixelCNN(nn.Module):
         kernel_size: int = 3,
         first_kernel_size: int = 7,
     ) -> None:
-        super().__init__()
-        check_space("PixelCNN", space)
+        super().__init__(space)
         _check_image(space.shape)
         check_count("num_channels", num_channels)
         check_count("num_layers", num_layers)
         for name, size in {"kernel_size": kernel_size, "first_kernel_size": first_kernel_size}.items():
             if not isinstance(size, int) or size < 3 or size % 2 == 0:
                 raise ValueError(f"{name} must be odd, 3 or more, got {size!r}")
-        self.space = space
         self.layers = nn.ModuleList([_Gated(1, num_channels, first_kernel_size, is_first=True)])
         self.layers.extend(_Gated(num_channels, num_channels, kernel_size) for _ in range(num_layers - 1))
         self.reach = 1 + first_kernel_size // 2 + (num_layers - 1) * (kernel_size // 2)  # rows above that a pixel sees
@@ -59,7 +52,6 @@ class PixelCNN(nn.Module):
             nn.Conv2d(num_channels, num_logits(space), 1, bias=False),
         )
         self.head = nn.Sequential(nn.ReLU(), hidden, nn.ReLU(), out)
-        self.bias = nn.Parameter(torch.zeros(*space.shape, num_logits(space)))
 
     def features(self, images: Tensor) -> Tensor:
         """(n, num_channels, height, width) from pixels (n, height, width); those of a pixel see what is before it."""
@@ -85,24 +77,6 @@ class PixelCNN(nn.Module):
             return bias[index] + self.head(at_pixel).flatten(1)
 
         return step
-
-    def distribution(self, *, progress: bool = False) -> ChainRule:
-        """p(x); `progress` shows a bar while it is sampled."""
-        return chain_rule(self.space, self.logits, self.bias[..., 0], steps=self.steps, progress=progress)
-
-    def model(self, obs: Tensor, context: None = None) -> None:
-        """p(x)."""
-        announce(self)
-        with pyro.plate("data", len(obs), dim=-1):
-            pyro.sample("obs", self.distribution(), obs=obs)
-
-    def guide(self, obs: Tensor, context: None = None) -> None:
-        """No latent sites."""
-
-    @torch.no_grad()
-    def initialize(self, obs: Tensor) -> None:
-        """Start at the shares of each pixel's values in the training data."""
-        self.bias.copy_(marginal_logits(self.space, obs))
 
 
 class _Gated(nn.Module):

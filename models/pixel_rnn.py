@@ -4,20 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..chain_rule import ChainRule, Step, chain_rule, check_space, marginal_logits, num_logits
+from ..chain_rule import PixelByPixel, Step, num_logits
 from ..checks import check_choice, check_count
-from ..spaces import Binary, Quantized, Space
-from ..traces import announce
+from ..spaces import Space
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
-class PixelRNN(nn.Module):
+class PixelRNN(PixelByPixel):
     r"""p(x) = Π_d p(x_d | x_1, ..., x_{d-1}) with p(x_d | ·) = RNN(x_1, ..., x_{d-1}); log p is exact.
 
     The network reads the pixels in the flat order of the image. A bit has a logit (Binary), a grey level a softmax over
@@ -34,18 +32,13 @@ class PixelRNN(nn.Module):
     layers read images in two dimensions, where this one reads a sequence.
     """
 
-    spaces = (Binary, Quantized)
-
     def __init__(self, space: Space, *, cell: str = "gru", hidden_dim: int = 128, num_layers: int = 1) -> None:
-        super().__init__()
-        check_space("PixelRNN", space)
+        super().__init__(space)
         check_choice("cell", cell, CELLS)
         check_count("hidden_dim", hidden_dim)
         check_count("num_layers", num_layers)
-        self.space = space
         self.rnn = CELLS[cell](1, hidden_dim, num_layers, batch_first=True)
         self.out = nn.Linear(hidden_dim, num_logits(space), bias=False)
-        self.bias = nn.Parameter(torch.zeros(*space.shape, num_logits(space)))
 
     def logits(self, obs: Tensor) -> Tensor:
         """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
@@ -70,24 +63,6 @@ class PixelRNN(nn.Module):
         """Features (n, T, hidden_dim) after each of the pixels (n, T, 1), and the state after the last."""
         with _without_cudnn():
             return self.rnn(pixels, state)
-
-    def distribution(self, *, progress: bool = False) -> ChainRule:
-        """p(x); `progress` shows a bar while it is sampled."""
-        return chain_rule(self.space, self.logits, self.bias[..., 0], steps=self.steps, progress=progress)
-
-    def model(self, obs: Tensor, context: None = None) -> None:
-        """p(x)."""
-        announce(self)
-        with pyro.plate("data", len(obs), dim=-1):
-            pyro.sample("obs", self.distribution(), obs=obs)
-
-    def guide(self, obs: Tensor, context: None = None) -> None:
-        """No latent sites."""
-
-    @torch.no_grad()
-    def initialize(self, obs: Tensor) -> None:
-        """Start at the shares of each pixel's values in the training data."""
-        self.bias.copy_(marginal_logits(self.space, obs))
 
 
 @contextmanager

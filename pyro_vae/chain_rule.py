@@ -1,14 +1,16 @@
-"""The chain rule p(x) = Π_d p(x_d | x_1, ..., x_{d-1}) as one law of whole images, with laws of a pixel by logits."""
+"""The chain rule p(x) = Π_d p(x_d | x_1, ..., x_{d-1}) as one law of whole images, and what models by it share."""
 
 from collections.abc import Callable
 
+import pyro
 import torch
 from pyro.distributions import Bernoulli, TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae.distributions import Levels, Shape, log_shares
 from pyro_vae.spaces import Binary, Quantized, Space
+from pyro_vae.traces import announce
 
 Step = Callable[[Tensor, int], Tensor]
 
@@ -36,7 +38,7 @@ class ChainRule(TorchDistribution):
     Source: Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", 2011 (AISTATS).
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}  # noqa: RUF012 (as every law of torch has it)
 
     def __init__(
         self,
@@ -137,22 +139,64 @@ def marginal_logits(space: Space, obs: Tensor) -> Tensor:
     return space.marginal_params(obs).movedim(0, -1)
 
 
-def chain_rule(
-    space: Space,
-    logits: Callable[[Tensor], Tensor],
-    template: Tensor,
-    *,
-    order: Tensor | None = None,
-    steps: Callable[[], Step] | None = None,
-    progress: bool = False,
-) -> ChainRule:
-    """`ChainRule` of bits or grey levels by `logits` (n, *shape, P) from x (n, *shape)."""
-    num = num_logits(space)
-    support = constraints.boolean if num == 1 else constraints.integer_interval(0, num - 1)
-    return ChainRule(logits, pixel_by_logits, support, template, order=order, steps=steps, progress=progress)
+class PixelByPixel(nn.Module):
+    r"""p(x) = Π_d p(x_d | pixels before d) by the logits of a network: what MADE, PixelCNN and PixelRNN share.
 
+    A bit has a logit (Binary), a grey level a softmax over the levels (Quantized). There are no latent sites, so that
+    log p is exact.
 
-def check_space(name: str, space: Space) -> None:
-    """Raise a ValueError unless a chain of logits can live in a space."""
-    if not isinstance(space, Binary | Quantized):
-        raise ValueError(f"{name} lives on Binary or Quantized, got {space}")
+    Args:
+        space: where the observations live.
+
+    Attributes:
+        bias: of the logits of every pixel, (*shape, P) with P = 1 or levels; where a fit starts.
+    """
+
+    spaces = (Binary, Quantized)
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        if not isinstance(space, self.spaces):
+            raise ValueError(f"{type(self).__name__} lives on Binary or Quantized, got {space}")
+        self.space = space
+        self.bias = nn.Parameter(torch.zeros(*space.shape, num_logits(space)))
+
+    def logits(self, obs: Tensor) -> Tensor:
+        """Those of every pixel (..., *shape, P), given the pixels before it; obs (..., *shape)."""
+        raise NotImplementedError
+
+    def steps(self) -> Step:
+        """A faster way to the logits (n, P) of one pixel after another, see `ChainRule`."""
+        raise NotImplementedError
+
+    def order(self) -> Tensor | None:
+        """The pixels from the first to the last, (D,); None row by row from the top left."""
+        return None
+
+    def distribution(self, *, progress: bool = False) -> ChainRule:
+        """p(x); `progress` shows a bar while it is sampled."""
+        num = num_logits(self.space)
+        support = constraints.boolean if num == 1 else constraints.integer_interval(0, num - 1)
+        return ChainRule(
+            self.logits,
+            pixel_by_logits,
+            support,
+            self.bias[..., 0],
+            order=self.order(),
+            steps=self.steps,
+            progress=progress,
+        )
+
+    def model(self, obs: Tensor, context: None = None) -> None:
+        """p(x)."""
+        announce(self)
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("obs", self.distribution(), obs=obs)
+
+    def guide(self, obs: Tensor, context: None = None) -> None:
+        """No latent sites."""
+
+    @torch.no_grad()
+    def initialize(self, obs: Tensor) -> None:
+        """Start at the shares of each pixel's values in the training data."""
+        self.bias.copy_(marginal_logits(self.space, obs))

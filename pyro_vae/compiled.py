@@ -39,7 +39,6 @@ LOADING = 6.0  # seconds: the first trace in a process loads half of torch
 STEPS_PER_TRACE = 400  # the time of so many steps is more than it takes to trace a pair
 STEPS_ON_GPU = 2000  # pay for the 8 s until there is a CUDA graph; a fixed number, as its digits are not the pair's
 CHECK_EVERY = {"cpu": 512, "cuda": 2048}  # steps by one graph; earlier at the second, fourth, eighth, ... one
-TOLERANCE = 1e-4  # relative, of the largest gradient of a parameter: what may differ by adding in another order
 FLOOR = 1e-6  # of the largest gradient of all: rounding of float32, which is all there is to a gradient of zero
 
 
@@ -260,19 +259,14 @@ class Gradients:
         """Whether two outcomes are the same: bit for bit if `exact`, else up to rounding."""
         if exact:
             return all(map(_is_same, here, there))
-        sizes = [0.0 if each is None else _largest(each) for each in here]
+        sizes = [0.0 if each is None else graphs.largest(each) for each in here]
         floor = FLOOR * max(sizes[1 : 1 + len(self.parameters)])
-        return all(map(_is_same, here, there, [TOLERANCE * size + floor for size in sizes]))
+        return all(map(_is_same, here, there, [graphs.ROUNDING * size + floor for size in sizes]))
 
 
 def _weights(weight: float, args: Args) -> Args:
     """The weight as a tensor, which may change from step to step; none where it is 1."""
     return () if weight == 1 else (torch.full((), weight, dtype=torch.float64, device=args[0].device),)
-
-
-def _largest(values: Tensor) -> float:
-    """Of the finite ones, by size."""
-    return float(values.nan_to_num(0, 0, 0).abs().max()) if values.numel() and values.is_floating_point() else 0.0
 
 
 def _is_same(left: Tensor | None, right: Tensor | None, slack: float = 0.0) -> bool:

@@ -17,6 +17,7 @@ Graph = Callable[..., Sequence[Any]]  # (parameters, buffers, *inputs) to tensor
 TRACER = "torch.fx.experimental.proxy_tensor"
 WARM_UP = 3  # runs before a capture, in which libraries allocate what they need
 BY_MEMORY = ("numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "__dlpack__")  # of Tensor
+ROUNDING = 1e-4  # relative to the largest number: what may differ by adding in another order
 FROZEN = "and they may change"
 
 
@@ -125,13 +126,14 @@ class Captured:
 
 
 def replayed(
-    function: Callable[[Tensor], tuple[Tensor, ...]], modules: nn.Module, example: Tensor
+    function: Callable[[Tensor], tuple[Tensor, ...]], modules: nn.Module, programs: tuple[object, ...], example: Tensor
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """A function of one tensor on a GPU, without random numbers, as a CUDA graph.
 
     Args:
         function: to several tensors.
         modules: whose parameters and buffers it reads.
+        programs: functions and methods that it runs, which must not keep anything from one run to the next.
         example: of the shape that it will be called with.
 
     Raises:
@@ -142,7 +144,7 @@ def replayed(
     def step(parameters: Tensors, buffers: Tensors, value: Tensor) -> list[Tensor]:
         return list(function(value))
 
-    kept = Kept(modules, (), example.device)
+    kept = Kept(modules, programs, example.device)
     graph = traced(step, kept, [example, *parameters], buffers, [example])
     captured = Captured(graph, [example, *parameters], buffers, [example])
 
@@ -151,9 +153,14 @@ def replayed(
 
     for value in (example, example.flip(0) / 2):
         for mine, its in zip(run(value), function(value), strict=True):
-            if not torch.allclose(mine, its, rtol=1e-4, atol=1e-4 * float(its.abs().max())):
+            if not torch.allclose(mine, its, rtol=0.0, atol=ROUNDING * largest(its), equal_nan=True):
                 raise Unfit("the graph does not give what the pair gives at other latents")
     return run
+
+
+def largest(values: Tensor) -> float:
+    """Of the finite ones, by size."""
+    return float(values.nan_to_num(0, 0, 0).abs().max()) if values.numel() and values.is_floating_point() else 0.0
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Kept:
         self.tensors: list[tuple[str, Tensor, int, Tensor | None]] = []  # the number of changes in place, a copy
         self.with_values, self.seen = with_values, set[int]()
         self.inputs = {id(each) for each in (*modules.parameters(), *modules.buffers())}
+        # The generators behind the functions of both modules, which no type stub knows of.
         self._note("the random state of Python", random.getstate.__self__)  # type: ignore[attr-defined]
         self._note("the random state of numpy", np.random.get_state.__self__)  # type: ignore[attr-defined]
         self.noise = [torch.default_generator]  # which a graph moves as the pair does

@@ -10,7 +10,7 @@ import torch
 from oracles import LinearGaussian, TwoModes
 
 import pyro_vae as pv
-from pyro_vae import traces
+from pyro_vae import graphs, traces
 from pyro_vae.estimators.ais import Annealer, bias_of_chains, check_chains
 from pyro_vae.estimators.annealing import anneal, log_partition, sigmoid_schedule
 from pyro_vae.estimators.estimate import Estimate
@@ -531,3 +531,80 @@ def test_annealing_from_a_refined_proposal_needs_few_steps():
     assert any(note.startswith("proposal: refined") for note in found.notes)
     with pytest.raises(ValueError, match="start must be 'guide', got 'prior'"):
         pv.annealed_importance_sampling(start="prior", proposal=start)
+
+
+# Densities and gradients as a graph, which a GPU replays: here its operations run one by one
+
+
+class OneByOne:
+    """In place of `graphs.Captured`, which needs a GPU."""
+
+    def __init__(self, graph, parameters, buffers, inputs, num_kept=None):
+        self.graph = graph
+
+    def __call__(self, parameters, buffers, *inputs):
+        return self.graph(parameters, buffers, *inputs)
+
+
+@pytest.fixture
+def as_a_graph(monkeypatch):
+    monkeypatch.setattr(graphs, "Captured", OneByOne)
+    monkeypatch.setattr(Annealer, "_worth_a_graph", lambda self, device: True)
+
+
+def small_vae():
+    with own_randomness(0):
+        model = pv.models.VAE(pv.Binary((3, 3)), latent_dim=2, hidden_dims=(8,))
+        return model, pv.Batch(torch.bernoulli(torch.full((6, 3, 3), 0.4)), space=pv.Binary((3, 3)))
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_a_graph_of_the_densities_anneals_to_the_same_digits(start, as_a_graph):
+    model, batch = small_vae()
+    estimator, found = pv.annealed_importance_sampling(8, 4, 3, start), []
+    found.append(pv.log_likelihood(model, batch, estimator=estimator, device="cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Annealer, "_worth_a_graph", lambda self, device: False)
+        found.append(pv.log_likelihood(model, batch, estimator=estimator, device="cpu"))
+    assert np.array_equal(found[0].log_prob, found[1].log_prob)
+    assert found[0].notes == found[1].notes
+
+
+@pytest.mark.parametrize(("quirk", "reason"), [("looks", "takes numbers out of tensors"), ("counts", "changes ")])
+def test_densities_that_are_no_graph_anneal_as_they_are_and_say_why(quirk, reason, as_a_graph):
+    count = [0]
+
+    def model(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1))
+            count[0] += quirk == "counts"
+            scale = 1.0 + (0 * float(z.sum()) if quirk == "looks" else 0)
+            pyro.sample("obs", dist.Normal(scale * z, 1.0).to_event(1), obs=obs)
+
+    def guide(obs):
+        with pyro.plate("data", len(obs), dim=-1):
+            pyro.sample("z", dist.Normal(obs / 2, 1.0).to_event(1))
+
+    batch = pv.Batch(torch.randn(5, 1, generator=torch.Generator().manual_seed(0)))
+    result = pv.log_likelihood(model, batch, guide=guide, estimator=pv.annealed_importance_sampling(8, 4, 3))
+    assert any("no CUDA graph: " in note and reason in note for note in result.notes)
+    assert np.isfinite(result.log_prob).all()
+
+
+def test_a_graph_that_gives_something_else_is_refused(monkeypatch):
+    class Off(OneByOne):
+        def __call__(self, parameters, buffers, *inputs):
+            first, *others = super().__call__(parameters, buffers, *inputs)
+            return [first.masked_fill(first == -math.inf, 0.0), *others]
+
+    def densities(u):
+        return torch.where(u > 0, u, -math.inf), u.square()
+
+    u = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    for captured, message in ((OneByOne, None), (Off, "does not give what the pair gives")):
+        monkeypatch.setattr(graphs, "Captured", captured)
+        if message is None:
+            assert torch.equal(graphs.replayed(densities, torch.nn.ModuleList(), (), u)(u)[0], densities(u)[0])
+        else:
+            with pytest.raises(graphs.Unfit, match=message):
+                graphs.replayed(densities, torch.nn.ModuleList(), (), u)

@@ -287,7 +287,7 @@ def test_what_cannot_be_replayed_says_so():
         return (u * float(u.sum()), u)
 
     with pytest.raises(RuntimeError, match="tracing tensor") as caught:
-        graphs.replayed(looks, nn.ModuleList(), torch.randn(3, 2, device=GPU))
+        graphs.replayed(looks, nn.ModuleList(), (), torch.randn(3, 2, device=GPU))
     assert "takes numbers out of tensors" in graphs.why(caught.value)
 
 

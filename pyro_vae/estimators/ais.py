@@ -182,15 +182,19 @@ class Annealer:
         scale = self._draw(args, SCALE_DRAWS).std(0)  # (n, dim)
         path = GeometricPath(self._densities(args), sigmoid_schedule(settings.num_steps), settings.num_leapfrog)
         u = self._draw(args, settings.num_chains)
-        if u.is_cuda and settings.num_steps * settings.num_leapfrog >= WORTH_A_GRAPH:
+        if self._worth_a_graph(u.device):
             self._replay(path, u)
         path.tuning = pilot(path, u, scale)
         return path
 
+    def _worth_a_graph(self, device: torch.device) -> bool:
+        return device.type == "cuda" and self.settings.num_steps * self.settings.num_leapfrog >= WORTH_A_GRAPH
+
     def _replay(self, path: GeometricPath, u: Tensor) -> None:
         """On a GPU one step of the pair is a few hundred launches; as a CUDA graph it is one."""
         try:
-            path.evaluate = graphs.replayed(path.evaluate, nn.ModuleList(self.pair.modules), u)
+            programs = self.pair.model, self.pair.guide
+            path.evaluate = graphs.replayed(path.evaluate, nn.ModuleList(self.pair.modules), programs, u)
         except Exception as error:  # whatever it is, the pair itself runs, and raises it again if it is its own
             note = f"no CUDA graph: {graphs.why(error)}"
             self.notes = (*self.notes, note) if note not in self.notes else self.notes
