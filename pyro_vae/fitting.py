@@ -65,7 +65,7 @@ def fit(
             that weight ("linear", "cyclical"), kl_warmup (epochs over which it rises, if linear), num_cycles (if
             cyclical), patience (epochs without a better validation ELBO), validate_every, and compile: False runs the
             pair as Pyro does, None as one graph of tensor operations where that pays, True as a graph that inductor has
-            fused (half a minute; other last digits). On the CPU None has the digits of False, and times decide; on a
+            fused (10 to 50 seconds; other last digits). On the CPU None has the digits of False, and times decide; on a
             GPU it has others, and the number of steps decides, so that a seed has its digits. What cannot be a graph
             runs as it is, see `pyro_vae.compiled`. Otherwise passed on to the model's `maximum_likelihood`.
 
