@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 UVFLAGS ?=
 ROOT ?= data
+JOBS ?= 2
 RUN ?= runs/mnist/vae
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -44,8 +45,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# One thread for each of the processes that share the files: most tests are too small for more.
 unit: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 $(STAMP): pyproject.toml requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_vae import models, plugins, svi
 from pyro_vae.data import Data, load_data
+from pyro_vae.fitting import OWN_WAYS, own_method
 from pyro_vae.guides import family
 from pyro_vae.randomness import START, derived_seed, own_randomness
 from pyro_vae.spaces import Space
@@ -143,8 +144,8 @@ def suits(name: str, space: Space) -> bool:
 
 
 def fits_its_own_way(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `fit` takes the model's own maximum likelihood."""
-    return hasattr(model_class(name), "maximum_likelihood") and settings.get("method") != "svi"
+    """Whether `fit` takes the model's own maximum likelihood or training."""
+    return settings.get("method", own_method(model_class(name)) or "svi") != "svi"
 
 
 def _check_takes_family(name: str, guide: str) -> None:
@@ -179,10 +180,11 @@ def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     """Raise a ValueError for a fit setting that the way of fitting a model does not have, or that makes no sense."""
-    own_way: Any = getattr(model_class(name), "maximum_likelihood", None)
-    by_svi = own_way is None or settings.get("method") == "svi"
+    method = settings.get("method", own_method(model_class(name)) or "svi")
+    own_way: Any = getattr(model_class(name), OWN_WAYS.get(method, ""), None)
+    by_svi = own_way is None
     parameters = inspect.signature(svi.Settings if by_svi else own_way).parameters
-    known = {key: p.default for key, p in parameters.items() if key not in ("self", "obs", "seed", "progress")}
+    known = {key: p.default for key, p in parameters.items() if key not in ("self", "obs", "data", "seed", "progress")}
     unknown = [key for key in settings if key not in (*known, "method")]
     if unknown:
         raise ValueError(f"the fit of {name} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}")

@@ -1,8 +1,10 @@
-"""`fit`: a model's parameters from data, by SVI or by the model's own maximum likelihood."""
+"""`fit`: a model's parameters from data, by SVI, by the model's own maximum likelihood, or by a training of its own."""
 
 import dataclasses
 import inspect
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from pyro_vae.history import History, write_rows
 from pyro_vae.mapped import Mapped
 from pyro_vae.traces import Program
 
-METHODS = ("svi", "maximum_likelihood")
+OWN_WAYS = {"own": "own_training", "maximum_likelihood": "maximum_likelihood"}  # methods of a model, by name of a fit
+METHODS = ("svi", *OWN_WAYS)
 
 
 def fit(
@@ -38,7 +41,8 @@ def fit(
 
     SVI maximises the ELBO, E_q [log p(x, z) - log q(z | x)], or another objective, by Adam on minibatches, no datum
     left out; selection sees the training and validation data only. A model with the method `maximum_likelihood` (EM,
-    closed form) is fitted by it unless `method` says "svi".
+    closed form) is fitted by it unless `method` says "svi", and one with the method `own_training` (contrastive
+    divergence, squared errors, an adversary), to which neither an ELBO nor a likelihood leads, by that.
 
     Objectives: "elbo" (or "trace"), the default; "mean_field", with closed-form divergences; "beta", the ELBO that asks
     for `beta` or a schedule; "iwae", the importance weighted bound L_K; "renyi", the bound of order `alpha`; "dreg",
@@ -50,7 +54,7 @@ def fit(
         model: one of our models, or a torch module that is a Pyro model.
         data: where the batches come from; binary training data are redrawn each epoch if they are dynamic.
         guide: the guide of a model that has none of its own.
-        method: "svi" or "maximum_likelihood"; by default the latter where the model has it.
+        method: "svi", "maximum_likelihood" or "own"; by default one of the latter where the model has it.
         device: where to compute; a GPU if there is one. Data and model stay there during the fit.
         out: directory for `checkpoint.pt` and `history.csv`.
         resume: go on from the checkpoint in `out`, on the CPU to bit-identical parameters.
@@ -67,7 +71,8 @@ def fit(
             pair as Pyro does, None as one graph of tensor operations where that pays, True as a graph that inductor has
             fused (10 to 50 seconds; other last digits). On the CPU None has the digits of False, and times decide; on a
             GPU it has others, and the number of steps decides, so that a seed has its digits. What cannot be a graph
-            runs as it is, see `pyro_vae.compiled`. Otherwise passed on to the model's `maximum_likelihood`.
+            runs as it is, see `pyro_vae.compiled`. Otherwise passed on to the model's `maximum_likelihood` or
+            `own_training`.
 
     Returns:
         The history, in nats per datum. `valid_elbo` is a lower bound on log p whatever the objective: L_K for "iwae"
@@ -81,8 +86,11 @@ def fit(
         ValueError: for settings that make no sense, a guide that the objective cannot use, or a checkpoint of other
             settings.
     """
-    own_way: Any = getattr(model, "maximum_likelihood", None)
-    method = method or ("svi" if own_way is None else "maximum_likelihood")
+    ways = {
+        "own": getattr(model, "own_training", None),
+        "maximum_likelihood": getattr(model, "maximum_likelihood", None),
+    }
+    method = method or next((name for name, way in ways.items() if way is not None), "svi")
     check_choice("method", method, METHODS)
     kinds, own = getattr(model, "spaces", None), getattr(model, "space", data.space)
     if own != data.space or (kinds and not isinstance(data.space, kinds)):
@@ -92,17 +100,12 @@ def fit(
         )
     for name in ("train", "valid"):
         data.space.check(getattr(data, name).obs, f"{name} obs")
-    if initialize is not None and (resume or method == "maximum_likelihood"):
-        raise ValueError("initialize is for a new fit by SVI: maximum likelihood has its own start, a resumed fit none")
-    if method == "maximum_likelihood":
-        if own_way is None:
-            raise ValueError(f"{type(model).__name__} has no method maximum_likelihood; fit it with method='svi'")
-        if distributed.size() > 1:
-            raise ValueError(
-                f"the maximum likelihood of {type(model).__name__} is found in one process: start it without torchrun, "
-                "or fit by method='svi'"
-            )
-        return _maximum_likelihood(model, own_way, data, pick_device(device), seed, progress, settings, out)
+    if initialize is not None and (resume or method != "svi"):
+        raise ValueError("initialize is for a new fit by SVI: other fits have their own start, a resumed fit none")
+    if method != "svi":
+        way = _checked_way(model, ways[method], method)
+        run_way = _own_training if method == "own" else _maximum_likelihood
+        return run_way(model, way, data, pick_device(device), seed, progress, settings, out)
     pair = traces.as_pair(model, guide)
     known = [field.name for field in dataclasses.fields(svi.Settings)]
     unknown = [name for name in settings if name not in known]
@@ -118,9 +121,24 @@ def fit(
     return run.go(resume, progress, initialize)
 
 
-def _maximum_likelihood(
+def own_method(model: nn.Module | type[nn.Module]) -> str | None:
+    """How `fit` fits a model (or one of this class) that has a way of its own: "own", "maximum_likelihood" or None."""
+    return next((name for name, attribute in OWN_WAYS.items() if hasattr(model, attribute)), None)
+
+
+def _checked_way(model: nn.Module, way: Any, method: str) -> Any:
+    name = type(model).__name__
+    if way is None:
+        raise ValueError(f"{name} has no method {OWN_WAYS[method]}; fit it with method='svi'")
+    if distributed.size() > 1:
+        what = "a training of its own" if method == "own" else "maximum likelihood"
+        raise ValueError(f"{name} is fitted by {what} in one process: start it without torchrun")
+    return way
+
+
+def _own_training(
     model: nn.Module,
-    own_way: Any,
+    way: Any,
     data: Data,
     device: torch.device,
     seed: int,
@@ -128,14 +146,34 @@ def _maximum_likelihood(
     settings: dict[str, Any],
     out: str | Path | None,
 ) -> History:
-    from tqdm import tqdm
-
-    known = inspect.signature(own_way).parameters
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ValueError(f"{type(model).__name__}.maximum_likelihood has no setting {', '.join(unknown)}")
+    """By `own_training(data, *, seed, progress, ...)`, which gives one row of named numbers for each epoch."""
+    _check_settings(model, way, settings)
     started = time.perf_counter()
-    with tqdm(desc=type(model).__name__, unit="iteration", disable=not progress, mininterval=1.0) as bar:
+    with _bar(model, progress, "epoch") as bar:
+
+        def tick(row: dict[str, float]) -> None:
+            bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in row.items()), refresh=False)
+            bar.update()
+
+        model.to(device)
+        rows = tuple(way(data, seed=seed, progress=tick, **settings))
+        svi.mark_fitted(model)
+    return _finished(model, rows, started, out)
+
+
+def _maximum_likelihood(
+    model: nn.Module,
+    way: Any,
+    data: Data,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+    settings: dict[str, Any],
+    out: str | Path | None,
+) -> History:
+    known = _check_settings(model, way, settings)
+    started = time.perf_counter()
+    with _bar(model, progress, "iteration") as bar:
 
         def tick(iteration: int, objective: float) -> None:
             bar.set_postfix_str(f"train log p {objective:.3f}", refresh=False)
@@ -146,9 +184,32 @@ def _maximum_likelihood(
         obs = data.train.obs
         if isinstance(obs, Mapped) and "batch_size" not in known:  # a model that needs all of them at once
             obs = obs[:]
-        trace = own_way(obs, **own, **settings)  # which moves what it needs to the device
+        trace = way(obs, **own, **settings)  # which moves what it needs to the device
         svi.mark_fitted(model)
     rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
+    return _finished(model, rows, started, out)
+
+
+def _check_settings(model: nn.Module, way: Any, settings: dict[str, Any]) -> list[str]:
+    """The names that a model's own way takes, after checking that it takes all that are given."""
+    known = list(inspect.signature(way).parameters)
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"{type(model).__name__}.{way.__name__} has no setting {', '.join(unknown)}")
+    return known
+
+
+@contextmanager
+def _bar(model: nn.Module, progress: bool, unit: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(desc=type(model).__name__, unit=unit, disable=not progress, mininterval=1.0) as bar:
+        yield bar
+
+
+def _finished(
+    model: nn.Module, rows: tuple[dict[str, float | None], ...], started: float, out: str | Path | None
+) -> History:
     history = History(rows, len(rows), None, "finished", time.perf_counter() - started)
     if out is not None:
         checkpoint.save(Path(out) / "checkpoint.pt", {"model": svi.on_cpu(model.state_dict())})

@@ -20,6 +20,7 @@ from pyro_vae.data import Batch, Data
 from pyro_vae.estimators.choice import Choice
 from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.result import LogLikelihood
+from pyro_vae.fitting import own_method
 from pyro_vae.runs import fit_record, open_run, train
 from pyro_vae.spaces import Binary
 
@@ -89,8 +90,7 @@ def named_entries(data: Data, names: Sequence[str]) -> list[Entry]:
 def configure(entry: Entry, base: Config, fit: dict[str, Any]) -> Config:
     """The configuration of an entry: the base's data and seed, the entry's model, its settings changed by `fit`."""
     given = base.given or ("label" if is_conditional(entry.model) else None)
-    by_svi = not hasattr(model_class(entry.model), "maximum_likelihood")
-    settings = {**entry.fit, **fit} if by_svi else entry.fit
+    settings = entry.fit if own_method(model_class(entry.model)) else {**entry.fit, **fit}
     check_settings(entry.model, settings)
     return dataclasses.replace(base, model=entry.model, options=entry.options, fit=settings, given=given)
 
