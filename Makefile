@@ -47,7 +47,7 @@ types: $(STAMP)
 
 # One thread for each of the processes that share the files: most tests are too small for more.
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 $(STAMP): pyproject.toml requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

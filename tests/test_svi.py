@@ -433,7 +433,7 @@ def test_the_test_data_are_never_looked_at(data):
     [
         ({"schedule": "linear"}, "schedule must be one of constant, cosine, one_cycle, got 'linear'"),
         ({"objective": "vimco"}, "objective must be one of elbo, beta, mean_field, iwae, .*, got 'vimco'"),
-        ({"method": "em"}, "method must be one of svi, maximum_likelihood, got 'em'"),
+        ({"method": "em"}, "method must be one of svi, own, maximum_likelihood, got 'em'"),
         ({"method": "maximum_likelihood"}, "VAE has no method maximum_likelihood"),
         ({"num_epochs": 0}, "num_epochs must be a whole number of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
