@@ -77,13 +77,18 @@ def _own_entry(name: str, data: Data) -> Entry:
     """A model outside the defaults, with settings for the size of the data where it needs some."""
     large = len(data.train) >= LARGE
     network: dict[str, Any] = {"fit": FIT_LARGE if large else FIT_SMALL}
-    small = {} if large else {"fit": CHAIN_SMALL}
-    recipes: dict[str, dict[str, Any]] = {
-        "ladder_vae": network if large else {**network, "options": {"latent_dims": [16, 8]}},
-        "made": {"fit": {"num_epochs": 40, "batch_size": 100}, "options": {"hidden_dims": [2000]}} if large else small,
-        "pixel_cnn": {"fit": {"num_epochs": 7, "batch_size": 32, "learning_rate": 2e-3}} if large else small,
-        "pixel_rnn": {"fit": {"num_epochs": 10}} if large else small,
+    chain: dict[str, dict[str, Any]] = {
+        "made": {"options": {"hidden_dims": [2000]}, "fit": {"num_epochs": 12, "batch_size": 100}},
+        "pixel_cnn": {
+            "options": {"num_channels": 24},
+            "fit": {"num_epochs": 7, "batch_size": 32, "learning_rate": 2e-3},
+        },
+        "pixel_rnn": {"fit": {"num_epochs": 10}},
     }
+    if not large:
+        chain = dict.fromkeys(chain, {"fit": CHAIN_SMALL})
+    ladder = network if large else {**network, "options": {"latent_dims": [16, 8]}}
+    recipes = {"ladder_vae": ladder, **chain}
     return Entry(name, name, **recipes.get(name, {}))
 
 
