@@ -86,7 +86,7 @@ def _own_entry(name: str, data: Data) -> Entry:
         "pixel_rnn": {"fit": {"num_epochs": 10}},
     }
     if not large:
-        chain = dict.fromkeys(chain, {"fit": CHAIN_SMALL})
+        chain = {key: {"fit": CHAIN_SMALL} for key in chain}
     ladder = network if large else {**network, "options": {"latent_dims": [16, 8]}}
     recipes = {"ladder_vae": ladder, **chain}
     return Entry(name, name, **recipes.get(name, {}))
