@@ -113,7 +113,7 @@ def evaluate_command(
 
 @main.command("compare")
 @options.data_options
-@click.option("--models", default=None, help="Comma-separated rows; the defaults for the data if not given.")
+@click.option("--models", default=None, help="Comma-separated rows, or all; the defaults for the data if not given.")
 @options.choice
 @options.num_data
 @click.option("--fits", type=click.IntRange(1), default=1, help="Fits of each row, from seeds that follow each other.")
@@ -142,7 +142,7 @@ def compare_command(
     **data: Any,
 ) -> None:
     """Fit, score and compare models on one data set: one table, with paired differences."""
-    from pyro_vae import study
+    from pyro_vae import recipes, study
     from pyro_vae.estimators.evaluate import pick_device
 
     threads, choice = data.pop("threads"), options.take_choice(data)
@@ -150,7 +150,7 @@ def compare_command(
     base = options.config(data, model="vae")
     loaded = base.load_data()
     wanted = models and [name.strip() for name in models.split(",")]
-    entries = study.named_entries(loaded, wanted) if wanted else study.default_entries(loaded)
+    entries = recipes.named_entries(loaded, wanted) if wanted else recipes.default_entries(loaded)
     clusters = None if groups is None else study.read_clusters(groups, loaded, num_data, base.seed)
     workers = min(jobs or (study.num_cores() if device == "cpu" else 1), len(entries) * fits)
     if threads is None and device == "cpu":

@@ -1,4 +1,4 @@
-"""The main job: which models stand in a comparison, how each is fitted, and the whole of it in one call."""
+"""The main job: every row of a comparison fitted and scored, in this process or side by side, and gathered."""
 
 import contextlib
 import dataclasses
@@ -15,76 +15,14 @@ import numpy as np
 import torch
 
 from pyro_vae.comparison import Comparison, compare, finite
-from pyro_vae.configuration import Config, check_settings, is_conditional, model_class, suits
+from pyro_vae.configuration import Config, check_settings, is_conditional, model_class
 from pyro_vae.data import Batch, Data
 from pyro_vae.estimators.choice import Choice
 from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.fitting import own_method
+from pyro_vae.recipes import Entry
 from pyro_vae.runs import fit_record, open_run, train
-from pyro_vae.spaces import Binary
-
-MAX_CLASSES = 100  # beyond it, the sum over labels leaves too few particles for each
-LARGE = 10_000  # training data from which the settings of the literature for MNIST are taken
-
-# How a VAE or CVAE is fitted unless one says otherwise: small data early stop, large data run their course.
-FIT_SMALL = {"num_epochs": 300, "batch_size": 64, "learning_rate": 3e-3, "kl_warmup": 20, "patience": 60}
-FIT_LARGE = {"num_epochs": 400, "batch_size": 256, "learning_rate": 4e-3, "validate_every": 5}
-NET_SMALL = {"latent_dim": 16, "hidden_dims": [200, 200]}
-NET_LARGE = {"latent_dim": 50, "hidden_dims": [200, 200]}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a comparison: its name, the model's file name, and what differs from the defaults."""
-
-    name: str
-    model: str
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    fit: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def default_entries(data: Data) -> list[Entry]:
-    """The models that suit the data, from the simplest baseline up, with settings for their size."""
-    large = len(data.train) >= LARGE
-    neural: dict[str, Any] = {"options": NET_LARGE if large else NET_SMALL, "fit": FIT_LARGE if large else FIT_SMALL}
-    if data.context is not None:
-        baseline = {"num_epochs": 30 if large else 100, "patience": 5 if large else 20}
-        return [
-            Entry("baseline", "conditional_independent_pixel", fit=baseline),
-            Entry("cvae", "cvae", **neural),
-        ]
-    entries = [Entry("independent_pixel", "independent_pixel"), *_mixtures(data, large)]
-    entries += [Entry("ppca", "ppca", {"latent_dim": NET_LARGE["latent_dim"] if large else 16})]
-    entries += [Entry("vae", "vae", **neural)]
-    entries += [Entry("cvae", "cvae", **neural)] if 2 <= _num_classes(data) <= MAX_CLASSES else []
-    return [entry for entry in entries if suits(entry.model, data.space)]
-
-
-def _num_classes(data: Data) -> int:
-    return 0 if data.train.labels is None else int(data.train.labels.max()) + 1
-
-
-def _mixtures(data: Data, large: bool) -> list[Entry]:
-    if isinstance(data.space, Binary):
-        sizes = (100, 500) if large else (20,)
-        return [Entry(f"bernoulli_mixture_{k}", "bernoulli_mixture", {"num_components": k}) for k in sizes]
-    return [Entry("gmm", "gmm", {"num_components": 20 if large else 40})]
-
-
-def named_entries(data: Data, names: Sequence[str]) -> list[Entry]:
-    """Entries by name: of the defaults, or any file in models/ with its own defaults."""
-    defaults = {entry.name: entry for entry in default_entries(data)}
-    entries = []
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"rows must have different names, got {name} more than once")
-        entry = defaults.get(name) or Entry(name, name)
-        model_class(entry.model)
-        if not suits(entry.model, data.space):
-            raise ValueError(f"{name} cannot live in {data.space}")
-        entries.append(entry)
-    return entries
 
 
 def configure(entry: Entry, base: Config, fit: dict[str, Any]) -> Config:

@@ -27,7 +27,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"svi", "parallel", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
     {"usage"},
     {"plots", "plot_bounds", "plot_latents", "arviz", "plugins", "configuration", "runs"},
-    {"study", "pictures", "scoring"},
+    {"recipes", "study", "pictures", "scoring"},
     {"options"},
     {"cli"},
     {"__main__"},
