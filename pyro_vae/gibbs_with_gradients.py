@@ -29,7 +29,7 @@ class GibbsWithGradients:
 
     where d_i is the first-order change of log f_β by a flip of bit i; they lead to x', and the same flips lead back.
     x' is accepted with probability min(1, f_β(x') Π_l q(i_l | x') / (f_β(x) Π_l q(i_l | x))), so that x and x' are in
-    detailed balance flips by flips. L is drawn uniformly from 1, ..., 2 num_flips - 1: with an even L alone the parity of
+    detailed balance flips by flips. L is drawn uniformly from 1, ..., 2 num_flips - 1: with even L alone the parity of
     the number of ones would never change. num_flips = 1 is Gibbs with gradients as published; more flips share the cost
     of a gradient, which is one evaluation of ∇g per move whatever L, as that at x is kept.
 

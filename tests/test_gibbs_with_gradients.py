@@ -129,6 +129,7 @@ def test_evaluation_leaves_no_gradients_and_bad_flips_are_refused():
 def test_a_gain_far_from_smooth_is_still_exact():
     """g is piecewise constant, its gradient 0: the proposals are blind, and the Metropolis test makes them right."""
     height = math.log(50.0)
-    kernel = GibbsWithGradients(lambda x: height * (x.sum(1) > 2.5) + 0 * x.sum(1), torch.zeros(3).double(), num_flips=2)
+    logits = torch.zeros(3).double()
+    kernel = GibbsWithGradients(lambda x: height * (x.sum(1) > 2.5) + 0 * x.sum(1), logits, num_flips=2)
     flow = exact(kernel, 1.0)[:, None] * transitions(kernel, 1.0)
     torch.testing.assert_close(flow, flow.T, rtol=0, atol=1e-14)
