@@ -15,7 +15,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"kernels", "kept", "graphs"},
     {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"},
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
-    {"spaces", "distributed", "mapped"},
+    {"spaces", "distributed", "mapped", "gibbs_with_gradients"},
     {"sources", "datasets", "data", "traces", "latents"},
     {"guides", "chain_rule"},
     {"priors"},
@@ -37,6 +37,7 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "binary_em",
     "chain_rule",
     "checks",
+    "gibbs_with_gradients",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
