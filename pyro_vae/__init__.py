@@ -28,7 +28,7 @@ _HOMES = {
     "annealed_importance_sampling": "estimators.ais",
     "sandwich": "estimators.sandwich",
     "router": "estimators.router",
-    "log_partition": "estimators.annealing",
+    "log_partition": "annealing",
     "compare": "comparison",
     "Comparison": "comparison",
     "compare_bounds": "bounds",

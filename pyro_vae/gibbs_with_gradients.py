@@ -99,3 +99,28 @@ class GibbsWithGradients:
             torch.where(condition, new.gain, old.gain),
             torch.where(image, new.slope, old.slope),
         )
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """The path from p_0 to the whole model at `betas` (num_steps + 1,), as `estimators.annealing.Sequence` has it."""
+
+    kernel: GibbsWithGradients
+    betas: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.betas) - 1
+
+    def log_density(self, state: Bits, step: int) -> Tensor:
+        """Log f_β, (chains,), nats; log f_0 is normalised."""
+        return self.kernel.log_density(state, float(self.betas[step]))
+
+    def move(self, state: Bits, step: int) -> Bits:
+        """One move of the kernel at f_β."""
+        return self.kernel.move(state, float(self.betas[step]))
+
+    def take(self, state: Bits, chains: Tensor) -> Bits:
+        """The states of `chains` (num_chains,)."""
+        return Bits(state.values[chains], state.gain[chains], state.slope[chains])

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import pyro_vae as pv
 from pyro_vae import traces
-from pyro_vae.estimators.annealing import log_partition, sigmoid_schedule
+from pyro_vae.annealing import log_partition, sigmoid_schedule
 from pyro_vae.estimators.sandwich import SIMULATION, Sandwich
 from pyro_vae.randomness import derived_seed, own_randomness
 from verification import Row

@@ -1,0 +1,151 @@
+"""Restricted Boltzmann machine: bits and hidden bits, each independent given the others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, softplus
+
+from ..annealing import sigmoid_schedule
+from ..checks import check_count
+from ..energy import EnergyBased
+from ..spaces import Space
+
+if TYPE_CHECKING:
+    from ..data import Data
+
+MAX_HIDDEN = 20  # hidden bits whose states are summed one by one
+
+
+class RBM(EnergyBased):
+    r"""p(x, h) ∝ exp(bᵀx + cᵀh + hᵀWx), so that f(x) = bᵀx + Σ_j softplus(c_j + W_j x) with the hidden bits summed out.
+
+    Annealing goes through p_β(x, h) ∝ exp((1-β) b_0ᵀx + β (bᵀx + cᵀh + hᵀWx)), b_0 the logits of independent bits, each
+    a machine of the same kind with its own block Gibbs sampling.
+
+    Args:
+        space: where the observations live.
+        hidden_dim: number of hidden bits.
+
+    Source: Smolensky, "Information processing in dynamical systems: foundations of harmony theory", 1986; Salakhutdinov,
+    Murray, "On the quantitative analysis of deep belief networks", 2008 (ICML).
+    """
+
+    def __init__(self, space: Space, *, hidden_dim: int = 500) -> None:
+        super().__init__(space)
+        check_count("hidden_dim", hidden_dim)
+        self.weight = nn.Parameter(0.01 * torch.randn(hidden_dim, space.num_dims))
+        self.visible_bias = nn.Parameter(torch.zeros(space.num_dims))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden_dim))
+
+    def log_unnormalized(self, obs: Tensor) -> Tensor:
+        """F(x) of images (n, *shape), shape (n,), nats."""
+        pixels = obs.flatten(1)
+        return pixels @ self.visible_bias + softplus(linear(pixels, self.weight, self.hidden_bias)).sum(-1)
+
+    def features(self, obs: Tensor, context: None = None) -> Tensor:
+        """p(h_j = 1 | x), (n, hidden_dim)."""
+        return linear(obs.flatten(1), self.weight, self.hidden_bias).sigmoid()
+
+    def path(self, num_steps: int) -> "_Machines":
+        """From p_0 to p(x) by block Gibbs sampling."""
+        return _Machines(self, sigmoid_schedule(num_steps))
+
+    @torch.no_grad()
+    def sum_log_partition(self) -> float:
+        """Log Z as a sum over all states of at most 20 hidden bits (or of all bits of x), which is kept; nats."""
+        hidden_dim = len(self.hidden_bias)
+        if hidden_dim > min(MAX_HIDDEN, self.space.num_dims):
+            return super().sum_log_partition()
+        numbers = torch.arange(2**hidden_dim, device=self.weight.device).unsqueeze(-1)
+        states = numbers.bitwise_right_shift(torch.arange(hidden_dim, device=numbers.device)).bitwise_and(1)
+        weight, visible, hidden = (each.double() for each in (self.weight, self.visible_bias, self.hidden_bias))
+        parts = [
+            part @ hidden + softplus(part @ weight + visible).sum(-1) for part in states.double().split(MAX_HIDDEN * 512)
+        ]
+        self._keep(log_z=float(torch.logsumexp(torch.cat(parts), 0)))
+        return self.constant().log_z
+
+    def start_from_base(self) -> None:
+        """Begin with the shares of each bit in the training data."""
+        self.visible_bias.copy_(self.base_logits.flatten())
+
+    def own_training(
+        self,
+        data: "Data",
+        *,
+        seed: int,
+        progress: Callable[[dict[str, float | None]], None],
+        num_epochs: int = 60,
+        batch_size: int = 100,
+        learning_rate: float = 2e-3,
+        num_chains: int = 100,
+        num_moves: int = 5,
+        averaging: float = 0.999,
+        log_z_steps: int = 5000,
+        log_z_chains: int = 100,
+    ) -> list[dict[str, float | None]]:
+        """Persistent contrastive divergence by block Gibbs sampling, then log Z; see `EnergyBased`."""
+        settings: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        return self.contrastive_training(**settings)
+
+
+@dataclass(frozen=True)
+class _Chains:
+    """Chains at x (chains, D), with W x (chains, hidden_dim)."""
+
+    pixels: Tensor
+    inputs: Tensor
+
+
+class _Machines:
+    """The machines between p_0 and p(x), see `log_partition.Path`; h is drawn anew by each move."""
+
+    def __init__(self, machine: RBM, betas: Tensor) -> None:
+        self.shape = machine.space.shape
+        self.base = machine.base_logits.detach().flatten()
+        self.weight, self.visible, self.hidden = (
+            each.detach() for each in (machine.weight, machine.visible_bias, machine.hidden_bias)
+        )
+        self.betas = betas.tolist()
+        self.log_z_start = float(softplus(self.base.double()).sum()) + len(self.hidden) * float(softplus(torch.zeros(())))
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.betas) - 1
+
+    def log_density(self, state: _Chains, step: int) -> Tensor:
+        """Log f_β(x), h summed out, (chains,), nats; log f_0 is normalised."""
+        beta = self.betas[step]
+        hidden = softplus(beta * (state.inputs + self.hidden)).double().sum(-1)
+        visible = state.pixels @ torch.lerp(self.base, self.visible, beta)
+        return visible.double() + hidden - (1 - beta) * self.log_z_start
+
+    def move(self, state: _Chains, step: int) -> _Chains:
+        """H given x, then x given h, at f_β: both exact, so that no test is needed."""
+        beta = self.betas[step]
+        hidden = torch.bernoulli((beta * (state.inputs + self.hidden)).sigmoid())
+        logits = torch.lerp(self.base, self.visible, beta) + beta * (hidden @ self.weight)
+        return self._at(torch.bernoulli(logits.sigmoid()))
+
+    def take(self, state: _Chains, chains: Tensor) -> _Chains:
+        """The states of `chains` (num_chains,)."""
+        return _Chains(state.pixels[chains], state.inputs[chains])
+
+    def start(self, num_chains: int) -> _Chains:
+        """Exact draws of p_0."""
+        return self._at(torch.bernoulli(self.base.sigmoid().expand(num_chains, -1)))
+
+    def at(self, values: Tensor) -> _Chains:
+        """Chains at x (num_chains, *shape)."""
+        return self._at(values.flatten(1))
+
+    def values(self, state: _Chains) -> Tensor:
+        """X of each chain, (num_chains, *shape)."""
+        return state.pixels.unflatten(-1, self.shape)
+
+    def _at(self, pixels: Tensor) -> _Chains:
+        return _Chains(pixels, linear(pixels, self.weight))
