@@ -28,6 +28,8 @@ _HOMES = {
     "annealed_importance_sampling": "estimators.ais",
     "sandwich": "estimators.sandwich",
     "router": "estimators.router",
+    "reverse_annealing": "estimators.reverse",
+    "bracket": "estimators.reverse",
     "log_partition": "annealing",
     "compare": "comparison",
     "Comparison": "comparison",

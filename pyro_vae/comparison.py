@@ -193,7 +193,8 @@ def _row(
     if len(fits) > 1:
         sd = float(np.std([fit.mean for fit in fits], ddof=1))
         parts.append((sd / len(fits) ** 0.5, len(fits) - 1.0))
-    return Row(model, fits, StandardError(tuple(parts)), level, train_seconds)
+    shared = fits[0].shared_se if len(fits) == 1 else 0.0  # of several fits, the variance over fits holds it
+    return Row(model, fits, StandardError(tuple(parts), shared), level, train_seconds)
 
 
 def _refuse_all_unlike(fits: dict[str, tuple[LogLikelihood, ...]]) -> None:

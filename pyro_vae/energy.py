@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pyro_vae.contrastive import Row, persistent_contrastive_divergence
 from pyro_vae.distributions import Shape
-from pyro_vae.log_partition import Path, Repeated, repeated_log_partition
+from pyro_vae.log_partition import LIMIT, Path, Repeated, repeated_log_partition
 from pyro_vae.randomness import derived_seed
 from pyro_vae.spaces import Binary, Space
 from pyro_vae.traces import announce
@@ -53,6 +53,20 @@ class Constant:
     def is_exact(self) -> bool:
         """Whether all images were summed."""
         return self.num_steps == 0
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether estimates from other seeds, or with other steps, were made and differ by no more than 0.1 nats."""
+        return self.warning is None
+
+    @property
+    def warning(self) -> str | None:
+        """Why log Z is not to be trusted, or None."""
+        if self.is_exact or 0 < self.drift <= LIMIT:
+            return None
+        if self.drift == 0:
+            return "log Z was estimated once, so that nothing tells how stable it is"
+        return f"log Z moves by up to {self.drift:.2f} nats with seeds and a doubled schedule: more annealing"
 
 
 class Energy(TorchDistribution):

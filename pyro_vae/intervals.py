@@ -20,14 +20,17 @@ class StandardError:
     Attributes:
         parts: (standard error, degrees of freedom) of each part; the first is that over draws of the test set, the
             others are those over fits.
+        shared: error that all data have in common, such as that of an energy model's log Z: neither data nor their
+            scatter tell of it. Normal.
     """
 
     parts: tuple[tuple[float, float], ...]
+    shared: float = 0.0
 
     @property
     def value(self) -> float:
         """√Σ se²; NaN if there is a single datum."""
-        return math.hypot(*(se for se, _ in self.parts))
+        return math.hypot(*(se for se, _ in self.parts), self.shared)
 
     @property
     def of_data(self) -> float:
@@ -39,10 +42,10 @@ class StandardError:
         """The parts over fits, or None where nothing was fitted more than once."""
         return math.hypot(*(se for se, _ in self.parts[1:])) if len(self.parts) > 1 else None
 
-    def half_widths(self, level: float) -> tuple[float, float]:
-        """Half widths due to the data and due to the fits; that of the interval is their hypotenuse."""
+    def half_widths(self, level: float) -> tuple[float, float, float]:
+        """Half widths due to the data, to the fits and to what all share; that of the interval is their hypotenuse."""
         scaled = [_t_quantile(level, df) * se for se, df in self.parts]
-        return scaled[0], math.hypot(*scaled[1:])
+        return scaled[0], math.hypot(*scaled[1:]), _t_quantile(level, math.inf) * self.shared
 
     def half_width(self, level: float) -> float:
         """Half of an interval with coverage at least `level`, √Σ t²(df) se²: for one part the ordinary t interval.

@@ -127,16 +127,19 @@ class Pair:
         if self.told_apart or math.isnan(self.se):
             return None
         target = self.difference - self.bias_low
-        of_data, of_fits = self.error.half_widths(self.joint_level)
-        if self.bias_low > 0 and (target <= 0 or math.hypot(of_data, of_fits) < self.difference):
+        of_data, of_fits, of_shared = self.error.half_widths(self.joint_level)
+        if self.bias_low > 0 and (target <= 0 or math.hypot(of_data, of_fits, of_shared) < self.difference):
             help_or_not = f"more {unit} will not help" if target <= 0 else "nothing else is in the way"
             return f"the bias may be {self.bias_low:.2g} nats: a tighter estimate (particles, annealing); {help_or_not}"
         if target <= 0:
             return "nothing, the estimates are equal"
-        left = target**2 - of_fits**2  # what the half width due to the data may be, squared
+        left = target**2 - of_fits**2 - of_shared**2  # what the half width due to the data may be, squared
+        if left <= 0 and of_shared > of_fits:
+            return f"a longer annealing of log Z, whose error all data share; more {unit} will not help"
         if left <= 0:
             return f"more fits, as they differ by more than the models do; more {unit} will not help"
-        noise = (of_data * self.mc_se / self.error.of_data) ** 2  # of that half width, what is Monte Carlo noise now
+        own = max(0.0, self.mc_se**2 - self.error.shared**2)  # without what all data share
+        noise = of_data**2 * own / self.error.of_data**2  # of that half width, what is Monte Carlo noise now
         if of_data**2 / 2 < noise < math.inf and left > of_data**2 - noise:
             return f"{_rough(noise / (left - of_data**2 + noise))} times as many particles"
         return f"{_rough(self.count * of_data**2 / left)} {unit} (now {self.count:,})"
@@ -160,7 +163,8 @@ def all_pairs(rows: Sequence[Row], clusters: Clusters, level: float, seed: int) 
         seed: of the bootstrap that finds their common level.
     """
     moves = intervals.influence(np.stack([row.log_prob for row in rows], 1), clusters)  # (G, num_rows)
-    fit_variances = np.array([(row.error.of_fits or 0.0) ** 2 for row in rows])
+    # What the data of one row share is as independent of the other rows as a fit is.
+    fit_variances = np.array([(row.error.of_fits or 0.0) ** 2 + row.error.shared**2 for row in rows])
     joint_level = intervals.simultaneous_level(moves, fit_variances, level, seed)
     return tuple(_pair(a, b, clusters, level, joint_level) for a, b in combinations(rows, 2))
 
@@ -169,7 +173,8 @@ def _pair(a: Row, b: Row, clusters: Clusters, level: float, joint_level: float) 
     gain = a.log_prob - b.log_prob  # (n,)
     difference = float(np.mean(gain))
     moves = intervals.influence(gain[:, None], clusters)[:, 0]  # of the gain itself: no digits are lost
-    error = StandardError(((float(np.linalg.norm(moves)), clusters.df), *a.error.parts[1:], *b.error.parts[1:]))
+    parts = ((float(np.linalg.norm(moves)), clusters.df), *a.error.parts[1:], *b.error.parts[1:])
+    error = StandardError(parts, math.hypot(a.error.shared, b.error.shared))
     bias_low, bias_high = a.bias[0] + b.bias[1], a.bias[1] + b.bias[0]
     half, alone = error.half_width(joint_level), error.half_width(level)
     warnings = [f"{row.model}: {row.warning}" for row in (a, b) if row.warning is not None]

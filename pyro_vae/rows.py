@@ -58,8 +58,8 @@ class Row:
 
     @property
     def test_se(self) -> float:
-        """Standard error of `mean` over draws of the test set, Monte Carlo noise included, nats."""
-        return self.error.of_data
+        """Standard error of `mean` over draws of the test set, Monte Carlo noise (all that data share, too), nats."""
+        return math.hypot(self.error.of_data, self.error.shared)
 
     @property
     def fit_sd(self) -> float | None:

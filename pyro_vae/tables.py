@@ -13,7 +13,12 @@ SYMBOLS = {"exact": "=", "lower": "≥", "upper": "≤", "unbiased": "~", "unkno
 LEGEND = "= exact   ≥ at least this (lower bound)   ≤ at most this (upper bound)   ~ unbiased   ? side unknown"
 INTERVAL = "interval: for the population mean, with its bias bound, each row alone; ? not to be trusted, see the notes"
 WIDTH = 120  # of sentences; tables are as wide as they need to be
-SHORT = {"annealed_importance_sampling": "AIS", "importance_sampling": "IS", "sequential_monte_carlo": "SMC"}
+SHORT = {
+    "annealed_importance_sampling": "AIS",
+    "importance_sampling": "IS",
+    "sequential_monte_carlo": "SMC",
+    "reverse_annealing": "RAISE",
+}
 
 
 def rows_table(rows: Sequence[Row], title: str) -> str:
@@ -33,7 +38,7 @@ def _row_cells(row: Row, several: bool) -> list[str]:
     return [
         row.model,
         f"{name} K={result.num_particles}" if result.num_particles else name,
-        number(row.mean, 2, symbol=SYMBOLS[row.direction]),
+        _mean(row),
         _range(row.interval.low, row.interval.high, 2) + ("?" if row.warning else ""),
         number(row.mc_se, 3),
         number(row.test_se, 3),
@@ -43,6 +48,12 @@ def _row_cells(row: Row, several: bool) -> list[str]:
         number(row.train_seconds, 1),
         number(row.seconds, 1),
     ]
+
+
+def _mean(row: Row) -> str:
+    """The mean behind the symbol of its side, or both sides where the lower one is known too."""
+    both = row.result.bracket if len(row.fits) == 1 else None
+    return number(row.mean, 2, symbol=SYMBOLS[row.direction]) if both is None else _range(both.lower, row.mean, 2)
 
 
 def abbreviated(estimator: str) -> str:
@@ -84,7 +95,7 @@ def row_remarks(rows: Sequence[Row]) -> list[str]:
         remarks += _repeated(row)
         for place, fit in enumerate(row.fits, start=1):
             name = row.model if len(row.fits) == 1 else f"{row.model}, fit {place}"
-            remarks += [f"Note on {name}: {text}" for text in (*_stages(fit), *_certificate(fit), *fit.notes)]
+            remarks += [f"Note on {name}: {text}" for text in (*_stages(fit), *_certificate(fit), *_log_z(fit), *fit.notes)]
     return remarks
 
 
@@ -110,6 +121,21 @@ def _certificate(fit: LogLikelihood) -> list[str]:
         return []
     gap = f"gap {check.gap:.3f} ± {check.gap_se:.3f} nats"
     return [f"certificate granted, {gap}: {check.reason}" if check.granted else f"certificate withheld, {gap}"]
+
+
+def _log_z(fit: LogLikelihood) -> list[str]:
+    """For example "log Z 493.210 ± 0.020 nats, shared by all data; over 4 seeds and a doubled schedule within 0.05"."""
+    constant, both = fit.constant, fit.bracket
+    if constant is None or constant.is_exact:
+        return []
+    how = f"T = {constant.num_steps:,.0f}, {constant.num_repeats:.0f} x {constant.num_chains:.0f} chains"
+    tried = "" if constant.drift == 0 else f"; seeds and schedules within {constant.drift:.3f}"
+    lines = [f"log Z {constant.log_z:.3f} ± {constant.se:.3f} nats, an error that all data share ({how}){tried}"]
+    if both is not None:
+        error = "" if both.gap_se is None else f" ± {both.gap_se:.2f}"
+        where = f"reverse annealing of {both.num_data} of the data"
+        lines.append(f"mean log p between {both.lower:.2f} and {fit.mean:.2f} nats: gap {both.gap:.2f}{error}, {where}")
+    return lines
 
 
 def pair_remarks(pairs: Sequence[Pair], unit: str) -> list[str]:

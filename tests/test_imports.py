@@ -14,10 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
     {"kernels", "kept", "graphs"},
     {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"},
+    {"annealing"},
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
     {"spaces", "distributed", "mapped", "gibbs_with_gradients"},
     {"sources", "datasets", "data", "traces", "latents"},
-    {"guides", "chain_rule"},
+    {"guides", "chain_rule", "log_partition", "contrastive"},
+    {"energy"},
     {"priors"},
     {"models"},
     {"estimators"},
@@ -36,6 +38,8 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "grey_em",
     "binary_em",
     "chain_rule",
+    "annealing",
+    "energy",
     "checks",
     "gibbs_with_gradients",
 }

@@ -13,6 +13,7 @@ from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.multilevel import multilevel
 from pyro_vae.estimators.names import ESTIMATORS, PRECISIONS, PROPOSALS
 from pyro_vae.estimators.proposals import Proposal, defensive, overdispersed, refined
+from pyro_vae.estimators.reverse import reverse_annealing
 from pyro_vae.estimators.router import router
 from pyro_vae.estimators.sandwich import sandwich
 from pyro_vae.estimators.tuning import tune_overdispersion
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PARTICLES = {"is": 5000, "is-jackknife": 5000, "multilevel": 500, "router": 1000}
 WITH_PROPOSAL = ("is", "is-jackknife", "multilevel", "ais", "smc")
 ANNEALED = ("ais", "smc", "router")
+REVERSED = "raise"  # annealing too, but of energy models only, which have no proposal and no leapfrog steps
 STREAMED = ("is", "is-jackknife", "multilevel")
 TUNED, DEFAULT_FACTOR = "tuned", 1.5
 
@@ -43,8 +45,9 @@ class Choice:
         chains: of annealing; 16 by default.
         leapfrog: steps of each move of annealing; 10 by default.
         start: of annealing, "guide" (the default) or "prior".
-        certify: whether to check the estimator from both sides on simulated data.
-        simulated: how many data are simulated for that; 100 by default.
+        certify: whether to check the estimator from both sides on simulated data; an energy model is bracketed, see
+            `bracket`.
+        simulated: how many data are simulated for that (of an energy model, looked at from below); 100 by default.
         precision: of the model's linear layers, one of `PRECISIONS`, for importance sampling and multilevel; "float32"
             by default.
     """
@@ -71,14 +74,17 @@ class Choice:
             raise ValueError(f"a proposal goes with {', '.join(WITH_PROPOSAL)}; {self.estimator!r} has none")
         if self.estimator == "exact" and self.certify:
             raise ValueError("an exact log-likelihood needs no certificate")
+        if self.estimator == REVERSED and self.certify:
+            raise ValueError("raise is the lower side alone; both sides of an energy model: certify without it")
         annealed = self.certify or self.estimator in ANNEALED
         applies = {
             "particles": (self.estimator in PARTICLES, f"estimators {', '.join(PARTICLES)}"),
             "overdispersion": (self.proposal == "overdispersed", "the proposal overdispersed"),
             **{
-                name: (annealed, f"{', '.join(ANNEALED)} and certify")
-                for name in ("steps", "chains", "leapfrog", "start")
+                name: (annealed or self.estimator == REVERSED, f"{', '.join(ANNEALED)}, {REVERSED} and certify")
+                for name in ("steps", "chains")
             },
+            **{name: (annealed, f"{', '.join(ANNEALED)} and certify") for name in ("leapfrog", "start")},
             "simulated": (self.certify, "certify"),
             "precision": (self.estimator in STREAMED, f"estimators {', '.join(STREAMED)}"),
         }
@@ -121,6 +127,8 @@ class Choice:
             if self.estimator == "multilevel":
                 return multilevel(particles, **options)
             return importance_sampling(particles, jackknife=self.estimator == "is-jackknife", **options)
+        if self.estimator == REVERSED:
+            return reverse_annealing(self.steps or 1000, self.chains or 16)
         if self.estimator == "router":
             chains = self._chains()
             last = annealed_importance_sampling(

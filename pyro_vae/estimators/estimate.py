@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_vae import diagnostics
+from pyro_vae.energy import Constant
 from pyro_vae.traces import Pair
 
 Direction = Literal["exact", "lower", "upper", "unbiased"]
@@ -16,7 +17,7 @@ ARRAYS = ("log_prob", "variance", "ess", "khat", "elbo", "spread", "bad")
 POOLED_SHARE = 0.25  # of flagged data, from which none of the others is trusted either
 MIN_CHAINS = 16  # of fewer the weights do not tell their own variance
 CHAINS_SHARE = 1 / 3  # of the chains that must be effective
-CHAINS = ("annealed_importance_sampling", "sequential_monte_carlo")  # whose particles are chains
+CHAINS = ("annealed_importance_sampling", "sequential_monte_carlo", "reverse_annealing")  # whose particles are chains
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,27 @@ class PrecisionError:
     se: float | None = None
 
 
+@dataclass(frozen=True)
+class Bracket:
+    """Both sides of the mean log p of an energy model: from above by its log Z, from below by reverse annealing.
+
+    Attributes:
+        lower: the mean from above less `gap`, nats.
+        gap: mean over a part of the data of log p from above less log p from below, nats.
+        gap_se: standard error of `gap` over these data; None for a single one.
+        num_data: how many data were looked at from below.
+        num_steps: T of reverse annealing.
+        num_chains: its chains for each datum.
+    """
+
+    lower: float
+    gap: float
+    num_data: int
+    num_steps: int
+    num_chains: int
+    gap_se: float | None = None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
     """Per-datum figures of an estimator, float64 arrays of shape (n,).
@@ -91,6 +113,10 @@ class Estimate:
         shares: for an estimator with stages, the share of the data that each stage answered for.
         certificate: what the check from both sides says, or None if it was not asked for.
         precision_error: what the precision of the linear layers costs, or None where they were not shortened.
+        shared_variance: of the error that all entries of `log_prob` have in common, nats², such as that of an energy
+            model's log Z; part of each entry of `variance`, and not divided by n in the error of the mean.
+        constant: log Z of an energy model with what its error rests on, or None.
+        bracket: the lower side of an energy model, or None if it was not asked for.
         notes: what a reader must know beside the numbers, for example that a block was halved for want of memory.
     """
 
@@ -111,6 +137,9 @@ class Estimate:
     shares: dict[str, float] = field(default_factory=dict)
     certificate: Certificate | None = None
     precision_error: PrecisionError | None = None
+    shared_variance: float = 0.0
+    constant: Constant | None = None
+    bracket: Bracket | None = None
     notes: tuple[str, ...] = ()
 
 

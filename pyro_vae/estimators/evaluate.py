@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pyro_vae import distributed, spaces, traces
 from pyro_vae.estimators.estimate import Estimate, Estimator, flags
-from pyro_vae.estimators.exact import Exact
 from pyro_vae.estimators.importance import ImportanceSampling, importance_sampling
 from pyro_vae.estimators.result import LogLikelihood
+from pyro_vae.estimators.reverse import without_latents
 from pyro_vae.randomness import derived_seed, own_randomness
 from pyro_vae.traces import Pair, Program
 
@@ -73,7 +73,7 @@ def log_likelihood(
     started = time.perf_counter()
     with prepared(model, batch, guide, device, seed) as (pair, args):
         latent = traces.matching_sites(pair, tuple(arg[:2] for arg in args))
-        estimator = estimator or importance_sampling() if latent else Exact()
+        estimator = estimator or importance_sampling() if latent else without_latents(estimator, pair, args)
         space = space or _space_of(pair, args)
         _check_measure(pair, args, space)
         with _bar(len(batch), progress) as tick:

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_vae import distributed, traces
+from pyro_vae.energy import Constant, Energy
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.importance import ImportanceSampling
 from pyro_vae.estimators.streaming import BLOCK_ROWS
@@ -24,9 +25,11 @@ class Exact:
         latent = traces.matching_sites(pair, tuple(arg[:2] for arg in args))
         if latent:
             return _enumerated(pair, args, latent, progress)
+        law = traces.observation(pair, tuple(arg[:2] for arg in args))
+        constant = law.constant if isinstance(law, Energy) else None
         once = ImportanceSampling(1)(pair, args, seed, progress)
         return replace(
-            _exact(once.log_prob),
+            _exact(once.log_prob) if constant is None else _by_constant(once.log_prob, constant),
             notes=once.notes,
         )
 
@@ -35,7 +38,8 @@ def exact() -> Exact:
     """Exact log p(x_n) of a model with a tractable marginal (mixture, independent pixel, PPCA), in nats.
 
     It is importance sampling with no latents: the single weight is p(x) itself. Discrete latents with at most 4096
-    joint states are summed out, log p(x) = logsumexp_z log p(x, z).
+    joint states are summed out, log p(x) = logsumexp_z log p(x, z). Log p(x) = f(x) - log Z of an energy model is as
+    good as its log Z: exact where that was summed, else from above, with the error of log Z in all data alike.
 
     Returns:
         An estimator for `log_likelihood`; it raises a ValueError for a model that has continuous latents.
@@ -59,6 +63,23 @@ def _enumerated(pair: Pair, args: tuple[Tensor, ...], latent: list[str], progres
     log_prob = distributed.joined(parts, len(args[0]), "cpu")["log_prob"].numpy()
     note = f"the discrete latents {latent} were summed out over {latents.num_states} joint states"
     return replace(_exact(log_prob), notes=(note,))
+
+
+def _by_constant(log_prob: np.ndarray, constant: Constant) -> Estimate:
+    """f(x) - log Z: an upper bound in expectation, as annealing understates log Z, and all data share its error."""
+    exact = _exact(log_prob)
+    if constant.is_exact:
+        return replace(exact, constant=constant)
+    return replace(
+        exact,
+        variance=np.full_like(log_prob, constant.se**2),
+        shared_variance=constant.se**2,
+        direction="upper",
+        estimator="energy",
+        bad=np.full(log_prob.shape, not constant.is_stable),
+        bias_bound=constant.se**2 / 2 + constant.drift,
+        constant=constant,
+    )
 
 
 def _exact(log_prob: np.ndarray) -> Estimate:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import diagnostics, spaces
+from pyro_vae.energy import Constant
 from pyro_vae.estimators.estimate import (
     ARRAYS,
     CHAINS,
     DIRECTIONS,
     MIN_CHAINS,
+    Bracket,
     Certificate,
     Estimate,
     PrecisionError,
@@ -25,7 +27,12 @@ from pyro_vae.estimators.estimate import (
 )
 from pyro_vae.spaces import Space
 
-PARTS: dict[str, Any] = {"certificate": Certificate, "precision_error": PrecisionError}  # dataclasses, by field
+PARTS: dict[str, Any] = {  # dataclasses, by field
+    "certificate": Certificate,
+    "precision_error": PrecisionError,
+    "constant": Constant,
+    "bracket": Bracket,
+}
 PRECISION_LIMIT = 1e-3  # nats, up to which shorter numbers may move a mean
 FLAGGED_SHARE = 0.1  # share of data with a bad diagnostic from which the error of their mean is not to be trusted
 
@@ -90,13 +97,27 @@ class LogLikelihood(Estimate):
 
     @property
     def mc_se(self) -> float:
-        """Monte Carlo standard error of `mean` for this fixed test set, sqrt(Σ s_n²)/n, nats."""
-        return float(np.sqrt(np.sum(self.variance)) / len(self))
+        """Monte Carlo standard error of `mean` for this fixed test set, nats: sqrt(Σ s_n²)/n for independent errors.
+
+        What all data share, s_0² of every s_n², is not divided by n: sqrt(Σ (s_n² - s_0²)/n² + s_0²).
+        """
+        own = max(0.0, float(np.sum(self.variance - self.shared_variance)))
+        return math.hypot(math.sqrt(own) / len(self), self.shared_se)
+
+    @property
+    def shared_se(self) -> float:
+        """Standard error that all data have in common, that of log Z for an energy model, nats; 0 for others."""
+        return math.sqrt(self.shared_variance)
 
     @property
     def test_se(self) -> float:
-        """Standard error of `mean` over draws of the test set, sd(log p)/√n, nats; Monte Carlo noise included."""
-        return float(np.std(self.log_prob, ddof=1) / math.sqrt(len(self))) if len(self) > 1 else math.nan
+        """Standard error of `mean` over draws of the test set, sd(log p)/√n, nats; Monte Carlo noise included.
+
+        An error that all data share does not show in their scatter, and is added: √(sd²/n + s_0²).
+        """
+        if len(self) < 2:
+            return math.nan
+        return math.hypot(float(np.std(self.log_prob, ddof=1) / math.sqrt(len(self))), self.shared_se)
 
     @property
     def bits_per_dim(self) -> float | None:
@@ -133,6 +154,8 @@ class LogLikelihood(Estimate):
         # Rounding scatters from datum to datum: the mean over few counts only as far as its error does not explain it.
         if shift is not None and not abs(shift.mean) < PRECISION_LIMIT + 2 * (shift.se or 0.0):
             return f"{shift.precision} moves the mean by {shift.mean:+.2g} nats"
+        if self.constant is not None:  # what log Z may lack is in the bracket, where there is one
+            return None if self.bracket is not None or self.constant.is_stable else self.constant.warning
         if self.certificate is not None and not self.certificate.granted:
             return f"no certificate: {self.certificate.reason}"
         if self.khat is None and self.bad is None and self.estimator not in CHAINS:
@@ -192,6 +215,7 @@ class LogLikelihood(Estimate):
             "mean_log_prob": self.mean,
             "mc_se": self.mc_se,
             "test_se": self.test_se if len(self) > 1 else None,
+            **({"shared_se": self.shared_se} if self.shared_variance else {}),
             "bits_per_dim": self.bits_per_dim,
             "seconds": self.seconds,
             "frac_khat_above_0.7": self.frac_khat_high,
