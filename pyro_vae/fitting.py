@@ -152,7 +152,8 @@ def _own_training(
     with _bar(model, progress, "epoch") as bar:
 
         def tick(row: dict[str, float]) -> None:
-            bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in row.items()), refresh=False)
+            known = {name: value for name, value in row.items() if value is not None}
+            bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in known.items()), refresh=False)
             bar.update()
 
         model.to(device)

@@ -60,9 +60,9 @@ class GibbsWithGradients:
         return self.at(torch.bernoulli(self.logits.sigmoid().expand(num_chains, *self.logits.shape)))
 
     def log_density(self, bits: Bits, beta: float | Tensor = 1.0) -> Tensor:
-        """Log p_0(x) + β g(x), shape (chains,), nats."""
+        """Log p_0(x) + β g(x), shape (chains,), nats; in float64, as annealing adds up many small differences."""
         base = logsigmoid((2 * bits.values - 1) * self.logits)
-        return base.flatten(1).sum(1) + beta * bits.gain
+        return base.flatten(1).sum(1, dtype=torch.float64) + beta * bits.gain.double()
 
     @torch.no_grad()
     def move(self, bits: Bits, beta: float | Tensor = 1.0) -> Bits:
@@ -103,23 +103,35 @@ class GibbsWithGradients:
 
 @dataclass(frozen=True)
 class Tempered:
-    """The path from p_0 to the whole model at `betas` (num_steps + 1,), as `estimators.annealing.Sequence` has it."""
+    """The path from p_0 to the whole model at `betas`, T + 1 numbers from 0 to 1, see `log_partition.Path`."""
 
     kernel: GibbsWithGradients
-    betas: Tensor
+    betas: list[float]
 
     @property
     def num_steps(self) -> int:
         """T."""
         return len(self.betas) - 1
 
+    def start(self, num_chains: int) -> Bits:
+        """Exact draws of p_0."""
+        return self.kernel.start(num_chains)
+
+    def at(self, values: Tensor) -> Bits:
+        """Chains at x (num_chains, *shape)."""
+        return self.kernel.at(values)
+
+    def values(self, state: Bits) -> Tensor:
+        """X of each chain, (num_chains, *shape)."""
+        return state.values
+
     def log_density(self, state: Bits, step: int) -> Tensor:
-        """Log f_β, (chains,), nats; log f_0 is normalised."""
-        return self.kernel.log_density(state, float(self.betas[step]))
+        """Log f_β, (chains,), nats; f_0 = p_0 is normalised."""
+        return self.kernel.log_density(state, self.betas[step])
 
     def move(self, state: Bits, step: int) -> Bits:
         """One move of the kernel at f_β."""
-        return self.kernel.move(state, float(self.betas[step]))
+        return self.kernel.move(state, self.betas[step])
 
     def take(self, state: Bits, chains: Tensor) -> Bits:
         """The states of `chains` (num_chains,)."""
