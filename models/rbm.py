@@ -29,8 +29,8 @@ class RBM(EnergyBased):
         space: where the observations live.
         hidden_dim: number of hidden bits.
 
-    Source: Smolensky, "Information processing in dynamical systems: foundations of harmony theory", 1986; Salakhutdinov,
-    Murray, "On the quantitative analysis of deep belief networks", 2008 (ICML).
+    Source: Smolensky, "Information processing in dynamical systems: foundations of harmony theory", 1986;
+    Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", 2008 (ICML).
     """
 
     def __init__(self, space: Space, *, hidden_dim: int = 500) -> None:
@@ -63,7 +63,8 @@ class RBM(EnergyBased):
         states = numbers.bitwise_right_shift(torch.arange(hidden_dim, device=numbers.device)).bitwise_and(1)
         weight, visible, hidden = (each.double() for each in (self.weight, self.visible_bias, self.hidden_bias))
         parts = [
-            part @ hidden + softplus(part @ weight + visible).sum(-1) for part in states.double().split(MAX_HIDDEN * 512)
+            part @ hidden + softplus(part @ weight + visible).sum(-1)
+            for part in states.double().split(MAX_HIDDEN * 512)
         ]
         self._keep(log_z=float(torch.logsumexp(torch.cat(parts), 0)))
         return self.constant().log_z
@@ -110,7 +111,9 @@ class _Machines:
             each.detach() for each in (machine.weight, machine.visible_bias, machine.hidden_bias)
         )
         self.betas = betas.tolist()
-        self.log_z_start = float(softplus(self.base.double()).sum()) + len(self.hidden) * float(softplus(torch.zeros(())))
+        self.log_z_start = float(softplus(self.base.double()).sum()) + len(self.hidden) * float(
+            softplus(torch.zeros(()))
+        )
 
     @property
     def num_steps(self) -> int:

@@ -11,7 +11,6 @@ from pyro_vae.checks import check_count, check_number
 from pyro_vae.data import Data
 from pyro_vae.randomness import NOISE, SHUFFLE, derived_seed, own_randomness
 
-
 Row = dict[str, float | None]
 
 

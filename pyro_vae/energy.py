@@ -169,8 +169,8 @@ class EnergyBased(nn.Module):
     def initialize(self, obs: Tensor) -> None:
         """Refused: SVI would follow the gradient of f alone."""
         raise ValueError(
-            f"{type(self).__name__} is not fitted by SVI, whose gradient lacks that of log Z: leave out method='svi', and "
-            "it is fitted by contrastive divergence"
+            f"{type(self).__name__} is not fitted by SVI, whose gradient lacks that of log Z: leave out method='svi', "
+            "and it is fitted by contrastive divergence"
         )
 
     def in_blocks(self, obs: Tensor) -> Tensor:
@@ -181,7 +181,10 @@ class EnergyBased(nn.Module):
     def constant(self) -> Constant:
         """Log Z; a ValueError where it was not estimated, or the parameters have changed since."""
         found = Constant(*self.constant_bits.view(torch.float64).tolist())
-        name, call = type(self).__name__, "call model.estimate_log_partition() first (or sum_log_partition(), for few bits)"
+        name, call = (
+            type(self).__name__,
+            "call model.estimate_log_partition() first (or sum_log_partition(), for few bits)",
+        )
         if math.isnan(found.log_z):
             raise ValueError(f"log p(x) of {name} needs log Z, which was not estimated yet: {call}")
         if not math.isclose(found.fingerprint, self._fingerprint(), rel_tol=1e-10, abs_tol=1e-12):
@@ -254,9 +257,16 @@ class EnergyBased(nn.Module):
         return total
 
     def contrastive_training(
-        self, data: "Data", *, seed: int, progress: Callable[[Row], None], log_z_steps: int, log_z_chains: int, **how: Any
+        self,
+        data: "Data",
+        *,
+        seed: int,
+        progress: Callable[[Row], None],
+        log_z_steps: int,
+        log_z_chains: int,
+        **how: Any,
     ) -> list[Row]:
-        """Persistent contrastive divergence from p_0, then log Z; rows as there, with `log_z` and `log_z_se` in the last.
+        """Persistent contrastive divergence from p_0, then log Z; rows as there, the last with `log_z` and `log_z_se`.
 
         Args:
             data: training and validation data.

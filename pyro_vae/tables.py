@@ -95,7 +95,9 @@ def row_remarks(rows: Sequence[Row]) -> list[str]:
         remarks += _repeated(row)
         for place, fit in enumerate(row.fits, start=1):
             name = row.model if len(row.fits) == 1 else f"{row.model}, fit {place}"
-            remarks += [f"Note on {name}: {text}" for text in (*_stages(fit), *_certificate(fit), *_log_z(fit), *fit.notes)]
+            remarks += [
+                f"Note on {name}: {text}" for text in (*_stages(fit), *_certificate(fit), *_log_z(fit), *fit.notes)
+            ]
     return remarks
 
 

@@ -8,6 +8,7 @@ import torch
 
 from pyro_vae import models
 from pyro_vae.data import Batch, Data
+from pyro_vae.energy import EnergyBased
 from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real
 
 SIZES = {  # for any constructor that has an argument of this name
@@ -72,7 +73,17 @@ def build(case, seed=0, **options):
     args = (space,) if context is None else (space, context)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return cls(*args, **{**sizes, **options})
+        return _with_constant(cls(*args, **{**sizes, **options}))
+
+
+def _with_constant(model):
+    """An energy model has a log p(x) once its log Z is known: by a sum where that is cheap, else roughly."""
+    if isinstance(model, EnergyBased):
+        if model.space.num_dims <= 4:
+            model.sum_log_partition()
+        else:
+            model.estimate_log_partition(3, num_chains=4, num_repeats=1, doubled=False)
+    return model
 
 
 def random_obs(space, num, seed=0):

@@ -11,8 +11,8 @@ from oracles import LinearGaussian, TwoModes
 
 import pyro_vae as pv
 from pyro_vae import graphs, traces
-from pyro_vae.estimators.ais import Annealer, bias_of_chains, check_chains
 from pyro_vae.annealing import anneal, log_partition, sigmoid_schedule
+from pyro_vae.estimators.ais import Annealer, bias_of_chains, check_chains
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.hmc import GeometricPath, Tuning, pilot
 from pyro_vae.estimators.sandwich import certify

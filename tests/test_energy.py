@@ -169,7 +169,9 @@ def test_the_contrastive_gradient_is_that_of_the_likelihood(images):
     model = tiny()
     data, num = drawn(images, tiny(seed=3), 50), 20_000
     parameters = list(model.parameters())
-    truth = torch.autograd.grad(model.log_unnormalized(data).mean() - model.log_unnormalized(images).logsumexp(0), parameters)
+    truth = torch.autograd.grad(
+        model.log_unnormalized(data).mean() - model.log_unnormalized(images).logsumexp(0), parameters
+    )
     chains = drawn(images, model, num, seed=5)
     found = torch.autograd.grad(_gap(model, data, chains), parameters)
     for right, left in zip(truth, found, strict=True):
@@ -224,7 +226,9 @@ def test_differences_of_two_models_hold_the_shared_errors_of_both(images):
         assert pair.high - pair.low > 2 * 1.95 * pair.se
     assert "≤" in table.table()
     assert table.to_dict(data_name="bits")["rows"][0]["model"] == table.rows[0].model
-    assert {row["model"]: row.get("shared_se") for row in table.to_dict(data_name="bits")["rows"]}["a"] == pytest.approx(0.3)
+    assert {row["model"]: row.get("shared_se") for row in table.to_dict(data_name="bits")["rows"]}[
+        "a"
+    ] == pytest.approx(0.3)
 
 
 def test_a_shared_error_enters_an_interval_beside_that_of_the_data():
@@ -302,8 +306,8 @@ def test_names_reach_the_lower_side_and_others_refuse_it(images):
     assert score(model, obs, certified).bracket.num_data == 4
     with pytest.raises(ValueError, match="certify without it"):
         Choice("raise", certify=True)
+    vae = pv.models.VAE(pv.Binary(SHAPE), latent_dim=2, hidden_dims=(4,))
     with pytest.raises(ValueError, match="energy models"):
-        vae = pv.models.VAE(pv.Binary(SHAPE), latent_dim=2, hidden_dims=(4,))
         score(vae, obs, pv.reverse_annealing(5, 2))
     assert score(IndependentPixel(pv.Binary(SHAPE)), obs, pv.reverse_annealing(5, 2)).direction == "exact"
 
@@ -321,7 +325,7 @@ def test_draws_follow_the_model(images):
 def test_the_command_line_fits_scores_compares_and_draws(tmp_path):
     run = CliRunner()
     data = ["--data", "digits", "--space", "binary", "--quiet"]
-    fit = ["--set", "hidden_dim=8", "--fit", "num_epochs=2", "--fit", "log_z_steps=100", "--fit", "log_z_chains=20"]
+    fit = ["--set", "hidden_dim=8", "--fit", "num_epochs=2", "--fit", "log_z_steps=20", "--fit", "log_z_chains=20"]
     done = run.invoke(main, ["train", "--model", "rbm", *data, *fit, "--out", str(tmp_path / "rbm")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "rbm" / "samples.png").is_file()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributed, graphs, traces
-from pyro_vae.checks import check_count
 from pyro_vae.annealing import Weights, anneal, sigmoid_schedule
+from pyro_vae.checks import check_count
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.hmc import GeometricPath, pilot
 from pyro_vae.estimators.proposals import Proposal, with_proposal

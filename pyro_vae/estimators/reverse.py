@@ -103,8 +103,8 @@ def reverse_annealing(num_steps: int = 1000, num_chains: int = 16) -> ReverseAnn
         w = f_T(x) Π_t f_{t-1}(x_{t-1}) / f_t(x_{t-1}),   E w = p_T(x),   f_0 = p_0 normalised,
 
     so that E log mean w <= log p_T(x). p_T comes near to p as T grows. For data from the model its mean log-likelihood
-    is below that of p by KL(p, p_T); for other data that is not promised, but a law that annealing cannot reach is, as a
-    rule, a worse one, and the bound is conservative. Kernels must be reversible.
+    is below that of p by KL(p, p_T); for other data that is not promised, but a law that annealing does not reach is, as
+    a rule, a worse one, and the bound is conservative. Kernels must be reversible.
 
     Args:
         num_steps: T; more of them tighten the bound most.
@@ -167,8 +167,8 @@ def bracket(num_steps: int = 1000, num_chains: int = 16, num_data: int = 100) ->
         num_data: how many data, drawn at random; all if there are no more.
 
     Returns:
-        An estimator for `log_likelihood`, whose result has the direction "upper", its `bracket`, and the gap as bound on
-        the bias.
+        An estimator for `log_likelihood`, whose result has the direction "upper", its `bracket`, and the gap as
+        bound on the bias.
     """
     check_count("num_data", num_data)
     return Bracketed(reverse_annealing(num_steps, num_chains), num_data)
