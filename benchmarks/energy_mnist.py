@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = {
     "rbm_20": {"model": "rbm", "options": {"hidden_dim": 20}, "fit": {"num_epochs": 10, "log_z_steps": 0}},
     "rbm_500": {"model": "rbm", "options": {}, "fit": {"num_epochs": 50, "log_z_steps": 0}},
-    "energy": {"model": "energy", "options": {}, "fit": {"log_z_steps": 0}},
+    "energy": {"model": "energy", "options": {}, "fit": {"num_epochs": 8, "learning_rate": 5e-4, "log_z_steps": 0}},
 }
 
 

@@ -42,6 +42,7 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "energy",
     "checks",
     "gibbs_with_gradients",
+    "data",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
