@@ -17,7 +17,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
     {"spaces", "distributed", "mapped"},
     {"sources", "datasets", "data", "traces", "latents"},
-    {"guides", "chain_rule"},
+    {"guides", "chain_rule", "minibatches"},
     {"priors"},
     {"models"},
     {"estimators"},
@@ -26,6 +26,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"compiled", "rows", "pairs", "tables"},
     {"svi", "parallel", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
     {"usage"},
+    {"codes", "probe"},
     {"plots", "plot_bounds", "plot_latents", "arviz", "plugins", "configuration", "runs"},
     {"recipes", "study", "pictures", "scoring"},
     {"options"},
@@ -37,6 +38,8 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "binary_em",
     "chain_rule",
     "checks",
+    "data",
+    "minibatches",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
