@@ -23,14 +23,15 @@ every_case = pytest.mark.parametrize("case", [case for case in all_cases((4, 4))
 
 
 def data_of(obs, space):
-    parts = obs.split([len(obs) - 400, 200, 200])
+    half = len(obs) // 2
+    parts = obs.split([half, len(obs) - half - 2, 2])  # the best epoch is chosen by many data, and so by little chance
     return pv.Data("made", space, *(pv.Batch(part, space=space) for part in parts))
 
 
-def fitted(space, obs, num_epochs=30, **options):
+def fitted(space, obs, num_epochs=20, **options):
     torch.manual_seed(0)
     model = Autoencoder(space, **{"latent_dim": 2, "hidden_dims": (32, 32), **options})
-    settings = {"num_epochs": num_epochs, "batch_size": 200, "learning_rate": 1e-2}
+    settings = {"num_epochs": num_epochs, "batch_size": 250, "learning_rate": 1e-2}
     return model, pv.fit(model, data_of(obs, space), device="cpu", seed=0, **settings)
 
 
@@ -46,12 +47,12 @@ def _random_state_kept():
 def test_the_denoiser_of_two_points_is_a_hyperbolic_tangent():
     # x = ±1 with equal odds, x̃ = x + σ ε: E[x | x̃] = tanh(x̃ / σ²)
     generator = torch.Generator().manual_seed(1)
-    obs = 2 * torch.randint(2, (4400, 1, 1), generator=generator).float() - 1
+    obs = 2 * torch.randint(2, (8000, 1, 1), generator=generator).float() - 1
     model, _ = fitted(Real((1, 1)), obs, noise=0.8)
     noisy = torch.linspace(-2, 2, 41)
     with torch.no_grad():
         found = model.decode(model.encode(noisy.view(-1, 1, 1))).flatten()
-    # 120,000 pairs at a residual sd of at most 1 for some 20 effective parameters: an rms error near 0.013, and what
+    # 80,000 pairs at a residual sd of at most 1 for some 20 effective parameters: an rms error near 0.013, and what
     # Adam leaves; the identity is off by 1 and the mean image by 0.9
     assert float((found - (noisy / 0.64).tanh()).abs().max()) < 0.08
 
@@ -59,13 +60,13 @@ def test_the_denoiser_of_two_points_is_a_hyperbolic_tangent():
 def test_the_denoiser_of_a_flipped_bit_follows_bayes_rule():
     # P(x = 1 | x̃) from a prior p and flips with probability ν
     p, flip = 0.3, 0.2
-    obs = (torch.rand(8400, 1, 1, generator=torch.Generator().manual_seed(2)) < p).float()
+    obs = (torch.rand(16000, 1, 1, generator=torch.Generator().manual_seed(2)) < p).float()
     model, _ = fitted(Binary((1, 1)), obs, noise=flip)
     truth = [p * flip / (p * flip + (1 - p) * (1 - flip)), p * (1 - flip) / (p * (1 - flip) + (1 - p) * flip)]
     with torch.no_grad():
         found = model.decode(model.encode(torch.tensor([0.0, 1.0]).view(2, 1, 1))).flatten()
-    # 8,000 bits have a share within 3 x 0.005 of p, which moves the truth by 0.02 at most; and what Adam leaves
-    assert found.tolist() == pytest.approx(truth, abs=0.03)
+    # the shares of 8,000 bits are within 3 x 0.005 of p, and within 3 x 0.008 where x̃ = 1; and what Adam leaves
+    assert found.tolist() == pytest.approx(truth, abs=0.04)
 
 
 @pytest.mark.parametrize("space", [Binary((4, 4)), Quantized((4, 4), levels=5), Real((4, 4))], ids=str)
@@ -73,8 +74,8 @@ def test_few_images_are_rebuilt_from_a_code_of_two_numbers(space):
     generator = torch.Generator().manual_seed(3)
     top = getattr(space, "levels", 2) or 2
     templates = torch.randint(top, (5, 4, 4), generator=generator).float()
-    obs = templates[torch.randint(5, (1400,), generator=generator)]
-    model, history = fitted(space, obs, num_epochs=60)
+    obs = templates[torch.randint(5, (1000,), generator=generator)]
+    model, history = fitted(space, obs, num_epochs=150)
     variance = float(space.to_unit(obs).var(0, correction=0).sum())
     assert history.rows[-1]["valid_error"] < 0.01 * variance  # what the mean image leaves is the variance
     with torch.no_grad():
@@ -209,7 +210,7 @@ def test_whatever_needs_a_density_is_refused_with_the_reason(case):
         "log_likelihood": lambda: pv.log_likelihood(model, data.test),
         "compare_bounds": lambda: pv.compare_bounds({"this": model}, data.test),
         "latent_use": lambda: pv.latent_use(model, data.test),
-        "check_pair": lambda: pv.testing.check_pair(model, data.test.obs),
+        "check_pair": lambda: pv.testing.check_pair(model, data=data.test),
         "fit by svi": lambda: pv.fit(model, data, method="svi"),
     }
     for what, call_it in asked.items():
@@ -270,12 +271,14 @@ def test_train_writes_a_run_that_opens_again(run):
 
 
 def test_commands_that_need_a_density_say_why_not(run, tiny, tmp_path):
+    images = tmp_path / "images.npy"
+    np.save(images, np.load(tiny)["test"])
     for words in (
         ("evaluate", run),
         ("bounds", run, "--out", tmp_path),
         ("latents", run, "--out", tmp_path),
         ("sample", run),
-        ("score", run, tiny, "--out", tmp_path),
+        ("score", run, images, "--out", tmp_path),
         ("compare", "--data", tiny, "--models", "independent_pixel,autoencoder", "--out", tmp_path / "comparison"),
     ):
         text = call(*words, code=1)
