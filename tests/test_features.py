@@ -111,10 +111,9 @@ def test_codes_of_a_ladder_are_those_of_its_layers_side_by_side():
     for inference in ("bottom_up", "top_down"):
         model = models.LadderVAE(space, latent_dims=(3, 2), hidden_dims=(8, 8), inference=inference)
         obs = random_obs(space, 5)
-        found = pv.features(model, obs, num_draws=4000, seed=1, device="cpu")
-        each = {
-            site: pv.features(model, obs, sites=[site], num_draws=4000, seed=1, device="cpu") for site in ("z1", "z2")
-        }
+        how = {"num_draws": 4000, "device": "cpu"}
+        found = pv.features(model, obs, seed=1, **how)
+        each = {site: pv.features(model, obs, sites=[site], seed=1, **how) for site in ("z1", "z2")}
         assert (each["z1"].shape, each["z2"].shape) == ((5, 3), (5, 2))
         order = ("z1", "z2") if inference == "bottom_up" else ("z2", "z1")  # that of the guide
         # single sites: z1 bottom up and z2 top down are known exactly, the others have the same draws
