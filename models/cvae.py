@@ -73,7 +73,7 @@ class CVAE(nn.Module):
         code = torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)  # (batch, latent_dim + context_dim)
         return self.space.likelihood(self.decoder(code))
 
-    def features(self, obs: Tensor, context: Tensor) -> Tensor:
+    def hidden(self, obs: Tensor, context: Tensor) -> Tensor:
         """What q(z | y, x) knows of y and x, (batch, hidden_dim)."""
         return self.encoder(self.space.to_unit(obs), context)
 
@@ -82,14 +82,14 @@ class CVAE(nn.Module):
         announce(self)
         with pyro.plate("data", len(obs), dim=-1):
             z = pyro.sample("z", self.prior(context))  # (batch, latent_dim)
-            family.extend(self.posterior, z, lambda: self.features(obs, context))
+            family.extend(self.posterior, z, lambda: self.hidden(obs, context))
             pyro.sample("obs", self.likelihood(z, context), obs=obs)
 
     def guide(self, obs: Tensor, context: Tensor) -> None:
         """q(z | y, x)."""
         announce(self)
         with pyro.plate("data", len(obs), dim=-1):
-            family.sample(self.posterior, self.features(obs, context), lambda z: self.log_joint(z, obs, context))
+            family.sample(self.posterior, self.hidden(obs, context), lambda z: self.log_joint(z, obs, context))
 
     def log_joint(self, z: Tensor, obs: Tensor, context: Tensor) -> Tensor:
         """Log p(y, z | x), shape (..., batch), nats."""

@@ -108,6 +108,10 @@ class GaussianMixture(nn.Module):
     def guide(self, obs: Tensor, context: None = None) -> None:
         """No latent sites: the component is summed out."""
 
+    def features(self, obs: Tensor, context: None = None) -> Tensor:
+        """Responsibilities p(k | x), shape (batch, num_components)."""
+        return self.distribution().responsibilities(obs)
+
     def initialize(self, obs: Tensor) -> None:
         """Start at a k-means partition of the training data."""
         self.maximum_likelihood(obs, num_iterations=1, num_restarts=1)

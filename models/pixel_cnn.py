@@ -53,7 +53,7 @@ class PixelCNN(PixelByPixel):
         )
         self.head = nn.Sequential(nn.ReLU(), hidden, nn.ReLU(), out)
 
-    def features(self, images: Tensor) -> Tensor:
+    def hidden(self, images: Tensor) -> Tensor:
         """(n, num_channels, height, width) from pixels (n, height, width); those of a pixel see what is before it."""
         above = left = self.space.to_unit(images).unsqueeze(1)
         for layer in self.layers:
@@ -63,7 +63,7 @@ class PixelCNN(PixelByPixel):
     def logits(self, obs: Tensor) -> Tensor:
         """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
         images = obs.reshape(-1, *self.space.shape[-2:])
-        return self.bias + self.head(self.features(images)).movedim(1, -1).reshape(*obs.shape, -1)
+        return self.bias + self.head(self.hidden(images)).movedim(1, -1).reshape(*obs.shape, -1)
 
     def steps(self) -> Step:
         """The logits (n, P) of one pixel, from the rows of the image that it sees."""
@@ -73,7 +73,7 @@ class PixelCNN(PixelByPixel):
         def step(rows: Tensor, index: int) -> Tensor:
             row, column = divmod(index, width)
             seen = rows.reshape(-1, height, width)[:, max(0, row - self.reach) : row + 1]
-            at_pixel = self.features(seen)[:, :, -1:, column : column + 1]
+            at_pixel = self.hidden(seen)[:, :, -1:, column : column + 1]
             return bias[index] + self.head(at_pixel).flatten(1)
 
         return step

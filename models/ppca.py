@@ -54,6 +54,13 @@ class PPCA(nn.Module):
     def guide(self, obs: Tensor, context: None = None) -> None:
         """No latent sites: the code is integrated out."""
 
+    def features(self, obs: Tensor, context: None = None) -> Tensor:
+        """E[z | x] = (W'W + σ² I)^-1 W'(x - μ), shape (batch, latent_dim)."""
+        loadings = self.loadings.double()
+        noise = (2 * self.log_scale.double()).exp() * torch.eye(self.latent_dim).to(loadings)  # σ² I
+        projected = (obs.flatten(1).double() - self.loc.double()) @ loadings  # (batch, latent_dim)
+        return torch.linalg.solve(loadings.T @ loadings + noise, projected.T).T.to(self.loc.dtype)
+
     def initialize(self, obs: Tensor) -> None:
         """Start at the mean of the training data."""
         with torch.no_grad():

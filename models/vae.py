@@ -65,7 +65,7 @@ class VAE(nn.Module):
         """p(x | z)."""
         return self.space.likelihood(self.decoder(z))
 
-    def features(self, obs: Tensor) -> Tensor:
+    def hidden(self, obs: Tensor) -> Tensor:
         """What q(z | x) knows of x, (batch, hidden_dim)."""
         return self.encoder(self.space.to_unit(obs))
 
@@ -74,14 +74,14 @@ class VAE(nn.Module):
         announce(self)
         with pyro.plate("data", len(obs), dim=-1):
             z = pyro.sample("z", self.prior())  # (batch, latent_dim)
-            family.extend(self.posterior, z, lambda: self.features(obs))
+            family.extend(self.posterior, z, lambda: self.hidden(obs))
             pyro.sample("obs", self.likelihood(z), obs=obs)
 
     def guide(self, obs: Tensor, context: None = None) -> None:
         """q(z | x)."""
         announce(self)
         with pyro.plate("data", len(obs), dim=-1):
-            family.sample(self.posterior, self.features(obs), lambda z: self.log_joint(z, obs))
+            family.sample(self.posterior, self.hidden(obs), lambda z: self.log_joint(z, obs))
 
     def log_joint(self, z: Tensor, obs: Tensor) -> Tensor:
         """Log p(x, z), shape (..., batch), nats."""

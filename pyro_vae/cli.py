@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, bounds, latents, sample, score. The only file that prints."""
+"""The command line: train, evaluate, compare, bounds, latents, features, sample, score. The only file that prints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -284,6 +284,45 @@ def latents_command(
     out.mkdir(parents=True, exist_ok=True)
     paths = [use.to_json(out / "latents.json"), plot_latents.plot_latent_use(use, out / "latents.png")]
     click.echo("\n".join(f"wrote {path}" for path in paths))
+
+
+@main.command("features")
+@options.run
+@click.option("--sites", default=None, help="Comma-separated latent sites; all of the model's if not given.")
+@click.option("--draws", type=click.IntRange(1), default=256, help="Of the guide, where its mean is not known.")
+@options.moved
+@options.seed
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
+def features_command(
+    run: Path,
+    sites: str | None,
+    draws: int,
+    data: str | None,
+    root: str | None,
+    seed: int,
+    device: str | None,
+    out: Path,
+) -> None:
+    """Codes of the training, validation and test data, with their labels, as npz."""
+    import numpy as np
+
+    from pyro_vae import codes, runs
+
+    if out.suffix != ".npz":
+        raise click.BadParameter(f"expected a file that ends in .npz, got {out}", param_hint="--out")
+    opened = runs.open_run(run, data=data, root=root)
+    chosen = sites and [name.strip() for name in sites.split(",")]
+    how: dict[str, Any] = {"sites": chosen, "num_draws": draws, "seed": seed, "device": options.checked(device)}
+    arrays: dict[str, Any] = {}
+    for name in ("train", "valid", "test"):
+        batch: Batch = getattr(opened.data, name)
+        arrays[name] = codes.features(opened.model, batch, guide=opened.guide, **how).numpy()
+        if batch.labels is not None:
+            arrays[f"{name}_labels"] = batch.labels.numpy()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out, **arrays)
+    click.echo(f"codes of {arrays['test'].shape[1]} numbers\nwrote {out}")
 
 
 @main.command("sample")

@@ -193,6 +193,10 @@ class Mixture(TorchDistribution):
         log_prob = torch.logsumexp(self.log_weights + self.components.log_prob(rows), -1).reshape(lead)
         return log_prob.expand(torch.broadcast_shapes(lead, self.batch_shape))
 
+    def responsibilities(self, value: Tensor) -> Tensor:
+        """p(k | x) = π_k p_k(x) / p(x) of values (n, *shape), shape (n, K)."""
+        return (self.log_weights + self.components.log_prob(value.flatten(1))).softmax(-1)
+
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))

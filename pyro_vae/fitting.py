@@ -106,6 +106,7 @@ def fit(
         way = _checked_way(model, ways[method], method)
         run_way = _own_training if method == "own" else _maximum_likelihood
         return run_way(model, way, data, pick_device(device), seed, progress, settings, out)
+    traces.check_has_log_prob(model)  # without which there is no ELBO
     pair = traces.as_pair(model, guide)
     known = [field.name for field in dataclasses.fields(svi.Settings)]
     unknown = [name for name in settings if name not in known]
@@ -146,7 +147,10 @@ def _own_training(
     settings: dict[str, Any],
     out: str | Path | None,
 ) -> History:
-    """By `own_training(data, *, seed, progress, ...)`, which gives one row of named numbers for each epoch."""
+    """By `own_training(data, *, seed, progress, ...)`, which gives one row of named numbers for each epoch.
+
+    A way that keeps the parameters of another epoch than the last one says in each row which is "best_epoch" so far.
+    """
     _check_settings(model, way, settings)
     started = time.perf_counter()
     with _bar(model, progress, "epoch") as bar:
@@ -211,7 +215,8 @@ def _bar(model: nn.Module, progress: bool, unit: str) -> Iterator[Any]:
 def _finished(
     model: nn.Module, rows: tuple[dict[str, float | None], ...], started: float, out: str | Path | None
 ) -> History:
-    history = History(rows, len(rows), None, "finished", time.perf_counter() - started)
+    best = int(rows[-1].get("best_epoch") or len(rows)) if rows else 0  # a way that chooses among its epochs says so
+    history = History(rows, best, None, "finished", time.perf_counter() - started)
     if out is not None:
         checkpoint.save(Path(out) / "checkpoint.pt", {"model": svi.on_cpu(model.state_dict())})
         write_rows(rows, Path(out) / "history.csv")

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,11 @@ def draw_samples(
         seed: of the draws and of the choice of images.
         label: a class, for a model given labels.
         device: where to draw; the CPU if None.
+
+    Raises:
+        ValueError: the model has no p(x) to draw from, or no such label.
     """
+    traces.check_has_log_prob(run.model)
     context = _contexts(run, num, seed, label)
     rows = num if context is None else len(context)
     template = torch.zeros(rows, *run.data.space.shape)
@@ -87,12 +92,15 @@ def _beside_truth(run: Run, mask: Tensor, pictures: Tensor, num: int, seed: int)
 
 
 def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) -> Path:
-    """Validation images above the mean of p(x | z) at one draw z from the guide."""
+    """Validation images above the mean of p(x | z) at one draw z from the guide, or what an autoencoder makes of them.
+
+    The latter is the model's own method `reconstruct(obs)`, in unit scale.
+    """
     few: Batch = run.data.valid.subset(min(num, len(run.data.valid)), seed)
-    with own_randomness(seed):
-        means = traces.reconstruct(run.pair, few.arguments)
-    shown = [images(run, obs, few.context) for obs in (few.obs, means)]
-    return plots.plot_reconstructions(shown[0], shown[1], path)
+    own: Any = getattr(run.model, "reconstruct", None)
+    with own_randomness(seed), torch.no_grad():
+        means = own(few.obs) if own else images(run, traces.reconstruct(run.pair, few.arguments), few.context)
+    return plots.plot_reconstructions(images(run, few.obs, few.context), means, path)
 
 
 def plot_history(run: Run, path: Path) -> Path | None:
@@ -104,6 +112,8 @@ def plot_history(run: Run, path: Path) -> Path | None:
 
 def plot_run(run: Run) -> list[Path]:
     """All pictures that the run allows, written into its directory."""
+    if traces.lacks_log_prob(run.model) is not None:
+        return [plot_reconstructions(run, run.path / "reconstructions.png")]
     paths = [plot_samples(run, draw_samples(run), run.path / "samples.png")]
     if traces.latent_sites(run.pair, run.data.valid.subset(2).arguments)[0]:
         paths.append(plot_reconstructions(run, run.path / "reconstructions.png"))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_vae import models
+from pyro_vae import models, traces
 from pyro_vae.configuration import is_conditional, model_class, suits
 from pyro_vae.data import Data
 from pyro_vae.spaces import Binary
@@ -69,7 +69,7 @@ def all_entries(data: Data) -> list[Entry]:
 
 def _has_density(name: str, data: Data) -> bool:
     """Whether a model has a p(x) of these data: one that needs a context has p(x given it) only."""
-    has = getattr(model_class(name), "no_log_prob", None) is None
+    has = traces.lacks_log_prob(model_class(name)) is None
     return has and suits(name, data.space) and is_conditional(name) == (data.context is not None)
 
 
@@ -104,7 +104,7 @@ def named_entries(data: Data, names: Sequence[str]) -> list[Entry]:
         if name == ALL:
             raise ValueError(f"{ALL!r} stands for all rows, and alone, got {', '.join(names)}")
         entry = defaults.get(name)
-        model_class(name if entry is None else entry.model)
+        traces.check_has_log_prob(model_class(name if entry is None else entry.model))
         if not suits(name if entry is None else entry.model, data.space):
             raise ValueError(f"{name} cannot live in {data.space}")
         entries.append(entry or _own_entry(name, data))

@@ -127,6 +127,7 @@ def check_pair(
     batch = data.valid if isinstance(data, Data) else data
     if len(batch) < 2:
         raise ValueError(f"data must hold at least 2 data, or none can be told from its batch, got {len(batch)}")
+    traces.check_has_log_prob(model)
     pair = traces.as_pair(model, guide)
     few = batch.subset(min(NUM_DATA, len(batch)), seed)
     own = traces.as_pair(model) if guide is not None and hasattr(model, "guide") else None

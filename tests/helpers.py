@@ -10,6 +10,7 @@ from pyro_vae import models
 from pyro_vae.data import Batch, Data
 from pyro_vae.energy import EnergyBased
 from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real
+from pyro_vae.traces import lacks_log_prob
 
 SIZES = {  # for any constructor that has an argument of this name
     "latent_dim": 2,
@@ -50,7 +51,12 @@ def observed_space(space, context):
 
 
 def cases(shape, kinds=None):
-    """(name, observed space, context) of every model in the folder; `kinds` limits the kinds of space."""
+    """(name, observed space, context) of every model in the folder with a p(x); `kinds` limits the kinds of space."""
+    return [case for case in all_cases(shape, kinds) if lacks_log_prob(getattr(models, case[0])) is None]
+
+
+def all_cases(shape, kinds=None):
+    """The same, and those of the models without p(x)."""
     found = []
     for name in models.listing().values():
         cls = getattr(models, name)

@@ -77,7 +77,7 @@ def test_the_steps_leave_no_gradient_on_the_decoder_and_the_encoder_learns_where
     values, _ = traces.draw_latents(traces.as_pair(model), (obs,), 1, tiled=False)
     assert all(parameter.grad is None for parameter in model.parameters())
     log_joint(values["z"]).sum().backward()
-    start = model.posterior.linear(model.features(obs)).detach()
+    start = model.posterior.linear(model.hidden(obs)).detach()
     end = model.posterior.improve(start, log_joint).requires_grad_()
     assert bool((end != start).any(-1).all())  # every datum has moved
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
     {"spaces", "distributed", "mapped", "gibbs_with_gradients"},
     {"sources", "datasets", "data", "traces", "latents"},
-    {"guides", "chain_rule", "log_partition", "contrastive"},
+    {"guides", "chain_rule", "log_partition", "contrastive", "minibatches"},
     {"energy"},
     {"priors"},
     {"models"},
@@ -28,6 +28,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"compiled", "rows", "pairs", "tables"},
     {"svi", "parallel", "fitting", "checkpoint", "comparison", "bound_rows", "bound_tables", "bounds"},
     {"usage"},
+    {"codes", "probe"},
     {"plots", "plot_bounds", "plot_latents", "arviz", "plugins", "configuration", "runs"},
     {"recipes", "study", "pictures", "scoring"},
     {"options"},
@@ -43,6 +44,7 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "checks",
     "gibbs_with_gradients",
     "data",
+    "minibatches",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 

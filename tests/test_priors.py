@@ -107,7 +107,7 @@ def test_a_mixture_is_the_sum_over_its_components():
 def test_a_vamp_prior_is_the_mean_of_the_posteriors_at_its_pseudo_inputs(guide):
     vae, z = small_vae("vamp", guide=guide).double(), torch.randn(3, 5, 2, dtype=torch.float64)
     inputs = vae.code_prior.pseudo_inputs  # of a space of real numbers, which an encoder reads as they are
-    each = torch.stack([vae.posterior(vae.features(one)).log_prob(z).exp() for one in inputs])
+    each = torch.stack([vae.posterior(vae.hidden(one)).log_prob(z).exp() for one in inputs])
     torch.testing.assert_close(vae.prior().log_prob(z), each.mean(0).log(), rtol=0, atol=1e-10)  # float64 rounding
 
 

@@ -64,9 +64,10 @@ def log_likelihood(
         Per-datum log p in nats, higher is better; its direction says which side of the truth it lies on.
 
     Raises:
-        ValueError: if model and guide differ in their latent sites, a site is scaled or not per datum, or a weight is
-            NaN or infinite.
+        ValueError: if the model has no p(x), model and guide differ in their latent sites, a site is scaled or not per
+            datum, or a weight is NaN or infinite.
     """
+    traces.check_has_log_prob(model)
     space = checked_space(model, batch)
     if not (estimator is None or (callable(estimator) and hasattr(estimator, "num_particles"))):
         raise TypeError(f"estimator must be one of pv.{', pv.'.join(ESTIMATORS)}, with its settings, got {estimator!r}")

@@ -16,7 +16,7 @@ from pyro_vae.traces.inspection import (
     reconstruct,
     sites,
 )
-from pyro_vae.traces.pair import Pair, Program, Values, announce, as_pair
+from pyro_vae.traces.pair import Pair, Program, Values, announce, as_pair, check_has_log_prob, lacks_log_prob
 from pyro_vae.traces.weights import (
     Latent,
     broadcasts,
@@ -48,6 +48,7 @@ __all__ = [
     "auxiliary_sites",
     "broadcasts",
     "check_density",
+    "check_has_log_prob",
     "draw_from",
     "draw_latents",
     "draw_prior",
@@ -58,6 +59,7 @@ __all__ = [
     "independent_normals",
     "innermost",
     "is_pathwise",
+    "lacks_log_prob",
     "latent_sites",
     "latent_terms",
     "laws",

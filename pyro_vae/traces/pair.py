@@ -52,14 +52,39 @@ class Pair:
         return tuple(dict.fromkeys(part for part in parts if isinstance(part, nn.Module)))
 
 
+def lacks_log_prob(model: object) -> str | None:
+    """Why a model has no p(x), and what to use instead: its class attribute `no_log_prob`; None for all others."""
+    reason = getattr(model, "no_log_prob", None)
+    name = model.__name__ if isinstance(model, type) else type(model).__name__
+    return None if reason is None else f"{name} has no p(x): {reason}"
+
+
+def check_has_log_prob(model: object) -> None:
+    """Raise a ValueError with the model's own words if it has no p(x)."""
+    reason = lacks_log_prob(model)
+    if reason is not None:
+        raise ValueError(reason)
+
+
 def as_pair(model: Program | nn.Module, guide: Program | None = None) -> Pair:
     """One of our models, or any Pyro model with its guide, as a pair; a missing guide means no latent sites."""
+    if lacks_log_prob(model) is not None:
+        return Pair(_refusing(model), guide or _no_latents)
     own_model, own_guide = getattr(model, "model", None), getattr(model, "guide", None)
     if isinstance(model, nn.Module) and callable(own_model):
         return Pair(own_model, guide or own_guide or _no_latents)
     if not callable(model):
         raise TypeError(f"model must be a Pyro program or a module with the method `model`, got {type(model).__name__}")
     return Pair(model, guide or _no_latents)
+
+
+def _refusing(model: object) -> Program:
+    """The program of a model without p(x), which tells whoever runs it why it cannot be run; it holds the module."""
+
+    def program(*args: object) -> None:
+        check_has_log_prob(model)
+
+    return program
 
 
 def _no_latents(*args: object) -> None:

@@ -154,6 +154,7 @@ def latent_use(
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv:1509.00519; Hoffman, Johnson,
     "ELBO surgery: yet another way to carve up the variational evidence lower bound", 2016 (NeurIPS workshop).
     """
+    traces.check_has_log_prob(model)
     space = checked_space(model, batch)
     for name, count in (("the number of data", len(batch)), ("num_particles", num_particles)):
         check_count(name, count, least=2)
