@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import pyro
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -115,6 +114,8 @@ class GAN(nn.Module):
         for name, count in (("num_epochs", num_epochs), ("batch_size", batch_size), ("num_noise", num_noise)):
             check_count(name, count)
         check_number("learning_rate", learning_rate, above=0)
+        if not penalty >= 0:
+            raise ValueError(f"penalty must be at least 0, got {penalty}")
         device = self.observation.log_scale.device
         with own_randomness(derived_seed(seed, START), device):
             self.initialize(data.train.obs[:])

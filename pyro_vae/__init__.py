@@ -38,6 +38,7 @@ _HOMES = {
     "LatentUse": "usage.latent_use",
     "plot_latent_use": "plot_latents",
     "to_arviz": "arviz",
+    "parzen_window": "kernel_density",
     "save_netcdf": "arviz",
     "load_netcdf": "arviz",
 }

@@ -52,8 +52,7 @@ def train(
     training methods for GANs do actually converge?", 2018, arXiv:1801.04406.
     """
     device = next(discriminator.parameters()).device
-    learn = {"lr": learning_rate, "betas": BETAS}
-    players = [torch.optim.Adam(each.parameters(), **learn) for each in (generator, discriminator)]
+    players = [torch.optim.Adam(each.parameters(), learning_rate, BETAS) for each in (generator, discriminator)]
     average = copy.deepcopy(generator)
     rows: Rows = []
     num_steps = 0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def likeliest_scale(
     log_size = torch.full_like(z[:, :1], -0.25 * math.log(latent_dim))
     warm_up = num_iterations // 2
     for iteration in range(num_iterations):
-        z, probability = _moved(lambda z: -squares(z) / (2 * variance) - z.square().sum(-1) / 2, z, log_size, num_leapfrog)  # noqa: B023, E501
+        z, probability = _moved(partial(_log_joint, squares, variance), z, log_size, num_leapfrog)
         with torch.no_grad():
             found = squares(z).mean() / flat.shape[1]
         if iteration < warm_up:
@@ -55,6 +56,11 @@ def likeliest_scale(
         else:
             variance = torch.lerp(variance, found, 1 / (iteration - warm_up + 1))
     return variance.sqrt()
+
+
+def _log_joint(squares: Callable[[Tensor], Tensor], variance: Tensor, z: Tensor) -> Tensor:
+    """Log p(x_n, z_n) up to a constant, (n,), nats."""
+    return -squares(z) / (2 * variance) - z.square().sum(-1) / 2
 
 
 def _nearest(mean: Callable[[Tensor], Tensor], latent_dim: int, flat: Tensor) -> Tensor:

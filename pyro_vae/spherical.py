@@ -45,7 +45,7 @@ class Spherical(nn.Module):
         return isinstance(self.log_scale, nn.Parameter)
 
     def mean(self, params: Tensor) -> Tensor:
-        """m (..., *shape) of a network's numbers (..., 1, *shape)."""
+        """The mean m (..., *shape) by a network's numbers (..., 1, *shape)."""
         numbers = params.squeeze(-1 - self.event_dim)
         return numbers.sigmoid() if self.is_unit else numbers
 

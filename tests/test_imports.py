@@ -13,11 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # a file imports its own layer and those above it in this list
     {"kernels", "kept", "graphs"},
-    {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"},
+    {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"}
+    | {"adversarial", "noise_scale", "kernel_density"},
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
     {"spaces", "distributed", "mapped"},
     {"sources", "datasets", "data", "traces", "latents"},
-    {"guides", "chain_rule"},
+    {"guides", "chain_rule", "spherical"},
     {"priors"},
     {"models"},
     {"estimators"},
@@ -37,6 +38,11 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "binary_em",
     "chain_rule",
     "checks",
+    "adversarial",
+    "data",
+    "noise_scale",
+    "randomness",
+    "spherical",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
