@@ -57,7 +57,7 @@ class Setting:
 
     @staticmethod
     def small() -> "Setting":
-        return Setting(2, 2, num_test=20, num_steps=100, num_simulated=10, num_particles=1000)
+        return Setting(3, 3, num_test=20, num_steps=100, num_simulated=5, num_particles=1000)
 
 
 def configuration(model: str, root: str, setting: Setting) -> Config:
@@ -141,7 +141,7 @@ def table(contents: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="where torchvision's MNIST lies or goes")
-    parser.add_argument("--small", action="store_true", help="2 epochs, 20 images, 100 steps")
+    parser.add_argument("--small", action="store_true", help="3 epochs, 20 images, 100 steps")
     parser.add_argument("--num-steps", type=int, help="T of annealing")
     parser.add_argument("--num-test", type=int, help="test images")
     parser.add_argument("--runs", type=Path, default=Path("runs/gan"), help="where the fitted models lie or go")
