@@ -92,8 +92,8 @@ class GAN(nn.Module):
         progress: Callable[[dict[str, float | None]], None],
         num_epochs: int = 100,
         batch_size: int = 64,
-        learning_rate: float = 2e-4,
-        penalty: float = 1.0,
+        learning_rate: float = 1e-3,
+        penalty: float = 0.1,
         num_noise: int = 200,
     ) -> list[dict[str, float | None]]:
         """Train G against a discriminator, then fit σ (unless it was given) to validation data by maximum likelihood.
