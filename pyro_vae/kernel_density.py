@@ -1,6 +1,7 @@
 """The kernel density estimate of log p(x) from samples of a model, which is here to show how far off it is."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ class ParzenWindow(NamedTuple):
 
 
 @torch.no_grad()
-def parzen_window(samples: Tensor, valid: Tensor, test: Tensor, bandwidths: tuple[float, ...] = SCALES) -> ParzenWindow:
+def parzen_window(samples: Tensor, valid: Tensor, test: Tensor, bandwidths: Sequence[float] = SCALES) -> ParzenWindow:
     r"""Score data by a mixture of normals around samples, log 1/S Σ_s N(x; x_s, h² I), the way GANs once were scored.
 
     The bandwidth h is the one of `bandwidths` under which the validation data are most probable. The estimate is a
@@ -49,17 +50,22 @@ def parzen_window(samples: Tensor, valid: Tensor, test: Tensor, bandwidths: tupl
         raise ValueError("bandwidths must hold at least one, got none")
     for bandwidth in bandwidths:
         check_number("bandwidth", bandwidth, above=0)
-    scored = [float(_log_densities(samples, valid, h).mean()) for h in bandwidths]
-    best = bandwidths[scored.index(max(scored))]
-    return ParzenWindow(_log_densities(samples, test, best), best)
+    scored = _log_densities(samples, valid, bandwidths).mean(1)
+    best = bandwidths[int(scored.argmax())]
+    return ParzenWindow(_log_densities(samples, test, (best,))[0], best)
 
 
-def _log_densities(samples: Tensor, obs: Tensor, bandwidth: float) -> Tensor:
-    """Log density of each row, (n,), in float64: squared distances are small differences of large numbers."""
+def _log_densities(samples: Tensor, obs: Tensor, bandwidths: Sequence[float]) -> Tensor:
+    """Log density of each row under each bandwidth, (len(bandwidths), n), nats.
+
+    In float64, as squared distances are small differences of large numbers.
+    """
     centers = samples.flatten(1).double()
-    dims = centers.shape[1]
-    norm = math.log(len(centers)) + dims * (math.log(bandwidth) + math.log(2 * math.pi) / 2)
+    num, dims = centers.shape
+    norms = [math.log(num) + dims * (math.log(h) + math.log(2 * math.pi) / 2) for h in bandwidths]
     parts = []
     for rows in obs.flatten(1).double().split(ROWS):
-        parts.append((-torch.cdist(rows, centers).square() / (2 * bandwidth**2)).logsumexp(1) - norm)
-    return torch.cat(parts)
+        squares = torch.cdist(rows, centers).square_()
+        each = zip(bandwidths, norms, strict=True)
+        parts.append(torch.stack([(squares / (-2 * h**2)).logsumexp(1) - norm for h, norm in each]))
+    return torch.cat(parts, 1)
