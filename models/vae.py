@@ -7,10 +7,12 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..guides import family
 from ..networks import make_decoder, make_encoder
 from ..priors import initialize, make_prior
 from ..spaces import Binary, Quantized, Real, Space
+from ..spherical import Spherical
 from ..traces import announce
 
 
@@ -31,6 +33,8 @@ class VAE(nn.Module):
         guide_options: further arguments of the family.
         prior: p(z): "standard", "mixture", "vamp" or "flow"; see `pyro_vae.priors`.
         prior_options: further arguments of the prior.
+        observation: "pixelwise", the space's p(x | z), or "spherical", N(m(z), σ² I) with one learned σ (Real); see
+            `pyro_vae.spherical`.
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, arXiv:1312.6114.
     """
@@ -49,12 +53,16 @@ class VAE(nn.Module):
         guide_options: Mapping[str, Any] | None = None,
         prior: str = "standard",
         prior_options: Mapping[str, Any] | None = None,
+        observation: str = "pixelwise",
     ) -> None:
         super().__init__()
         self.space, self.latent_dim = space, latent_dim
         self.encoder = make_encoder(network, space.shape, hidden_dims, activation)
         self.posterior = family.make_posterior(guide, self.encoder.out_dim, latent_dim, guide_options)
-        self.decoder = make_decoder(network, latent_dim, hidden_dims, space.num_params, space.shape, activation)
+        check_choice("observation", observation, ("pixelwise", "spherical"))
+        self.observation = Spherical(space) if observation == "spherical" else None
+        num_params = space.num_params if self.observation is None else 1
+        self.decoder = make_decoder(network, latent_dim, hidden_dims, num_params, space.shape, activation)
         self.code_prior = make_prior(prior, latent_dim, space.shape, self.posterior, prior_options)
 
     def prior(self) -> TorchDistribution:
@@ -63,7 +71,8 @@ class VAE(nn.Module):
 
     def likelihood(self, z: Tensor) -> TorchDistribution:
         """p(x | z)."""
-        return self.space.likelihood(self.decoder(z))
+        likelihood = self.space.likelihood if self.observation is None else self.observation
+        return likelihood(self.decoder(z))
 
     def hidden(self, obs: Tensor) -> Tensor:
         """What q(z | x) knows of x, (batch, hidden_dim)."""
@@ -89,5 +98,6 @@ class VAE(nn.Module):
 
     def initialize(self, obs: Tensor) -> None:
         """Start the decoder at the mean image of the training data, and a VampPrior at images of it."""
-        self.decoder.center(self.space.marginal_params(obs))
+        place = self.space if self.observation is None else self.observation
+        self.decoder.center(place.marginal_params(obs))
         initialize(self.code_prior, self.space.to_unit(obs))

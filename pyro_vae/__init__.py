@@ -44,6 +44,7 @@ _HOMES = {
     "compare_probes": "probe",
     "Probe": "probe",
     "to_arviz": "arviz",
+    "parzen_window": "kernel_density",
     "save_netcdf": "arviz",
     "load_netcdf": "arviz",
 }

@@ -15,10 +15,11 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"kernels", "kept", "graphs"},
     {"checks", "distributions", "independent", "networks", "resnet", "diagnostics", "randomness", "intervals"},
     {"annealing"},
+    {"adversarial", "noise_scale", "kernel_density"},
     {"k_means", "em_pass", "stepwise_em", "em", "normal_em", "grey_em", "binary_em"},
     {"spaces", "distributed", "mapped", "gibbs_with_gradients"},
     {"sources", "datasets", "data", "traces", "latents"},
-    {"guides", "chain_rule", "log_partition", "contrastive", "minibatches"},
+    {"guides", "chain_rule", "log_partition", "contrastive", "minibatches", "spherical"},
     {"energy"},
     {"priors"},
     {"models"},
@@ -45,6 +46,10 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "gibbs_with_gradients",
     "data",
     "minibatches",
+    "adversarial",
+    "noise_scale",
+    "randomness",
+    "spherical",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
