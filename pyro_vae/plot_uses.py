@@ -45,8 +45,7 @@ def plot_traversal(found: Traversal, batch: Batch, path: str | Path, context: La
     used = "KL" if found.kind.startswith("KL") else "var"
     labels = [f"z[{unit}]  {used} {value:.2f}" for unit, value in zip(found.units, found.used, strict=True)]
     ends = ["1%", *[""] * (found.values.shape[1] - 2), "99%"]
-    title = "one latent through the quantiles of its law, the others fixed"
-    return plots.plot_images(images, path, columns=len(ends), row_labels=labels, column_titles=ends, title=title)
+    return plots.plot_images(images, path, columns=len(ends), row_labels=labels, column_titles=ends)
 
 
 def plot_way(
