@@ -1,6 +1,7 @@
 """Probabilistic PCA: a linear Gaussian code, summed out."""
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +61,14 @@ class PPCA(nn.Module):
         noise = (2 * self.log_scale.double()).exp() * torch.eye(self.latent_dim).to(loadings)  # σ² I
         projected = (obs.flatten(1).double() - self.loc.double()) @ loadings  # (batch, latent_dim)
         return torch.linalg.solve(loadings.T @ loadings + noise, projected.T).T.to(self.loc.dtype)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """E[x | z] = μ + W z, shape (batch, *shape)."""
+        return (self.loc + code @ self.loadings.T).unflatten(-1, self.space.shape)
+
+    def prior(self) -> dist.TorchDistribution:
+        """p(z) = N(0, I)."""
+        return dist.Normal(torch.zeros_like(self.loadings[0]), 1.0).to_event(1)
 
     def initialize(self, obs: Tensor) -> None:
         """Start at the mean of the training data."""

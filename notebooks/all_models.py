@@ -17,7 +17,8 @@
 # latent variables: all give log p(x) in nats of the same held-out bits (digits of scikit-learn, 8x8, each grey level
 # a Bernoulli draw), each with the side of the truth on which its figure lies. `pyro-vae compare --data digits
 # --space binary --models all --estimator multilevel --proposal refined` does the same from the command line.
-# With the environment variable `PYRO_VAE_SMALL=1` the fits are too short to mean anything, and all cells run in seconds.
+# With the environment variable `PYRO_VAE_SMALL=1` the fits are too short to mean anything, and all cells run in
+# seconds.
 
 # %%
 import os
@@ -62,9 +63,9 @@ for entry in entries:
 # %% [markdown]
 # ## Score
 # Exact where log p(x) can be computed, multilevel estimation with a proposal refined to each image for the latent
-# variable models. The conditional VAE gives log p(x) by a sum over its labels, which is a lower bound. An energy is known
-# up to its constant, whose estimate is too small in expectation: its figure is an upper bound, with one error for all
-# images.
+# variable models. The conditional VAE gives log p(x) by a sum over its labels, which is a lower bound. An energy is
+# known up to its constant, whose estimate is too small in expectation: its figure is an upper bound, with one error
+# for all images.
 
 # %%
 estimator = pv.importance_sampling(50) if small else pv.multilevel(500, proposal=pv.refined())

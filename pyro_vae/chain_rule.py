@@ -97,18 +97,22 @@ class ChainRule(TorchDistribution):
 
         shape = self._extended_shape(torch.Size(sample_shape))
         rows = self.template.new_zeros(shape).reshape(-1, self.template.numel())
-        step = self._recompute if self.steps is None else self.steps()
-        for index in tqdm(self._pixels(), desc="sampling", unit="pixel", disable=not self.progress, mininterval=1.0):
+        step = self.stepper()
+        for index in tqdm(self.places(), desc="sampling", unit="pixel", disable=not self.progress, mininterval=1.0):
             rows[:, index] = self.pixel(step(rows, index)).sample()
         return rows.reshape(shape)
+
+    def stepper(self) -> Step:
+        """The way to the parameters of one pixel after another, anew for each walk through the pixels: see `steps`."""
+        return self._recompute if self.steps is None else self.steps()
 
     def _recompute(self, rows: Tensor, index: int) -> Tensor:
         """Parameters (n, P) of a pixel, from all pixels of all images."""
         parts = rows.reshape(-1, *self.event_shape).split(BLOCK_ROWS)
         return torch.cat([self.params(part).flatten(1, -2)[:, index] for part in parts])
 
-    def _pixels(self) -> list[int]:
-        """Indexes into the flat image, in their order."""
+    def places(self) -> list[int]:
+        """The pixels as indexes into the flat image, in their order."""
         natural = list(range(self.template.numel()))
         pixels = natural if self.order is None else self.order.tolist()
         if sorted(pixels) != natural:

@@ -1,19 +1,15 @@
-"""The command line: train, evaluate, compare, bounds, latents, features, sample, score. The only file that prints."""
+"""The command line: train, evaluate, compare, bounds, latents; what a fitted model is used for is in `cli_uses.py`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vae import distributed, options
+from pyro_vae import cli_uses, distributed, options
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pyro_vae.data import Batch
-    from pyro_vae.estimators.choice import Choice
-    from pyro_vae.estimators.result import LogLikelihood
-    from pyro_vae.runs import Run
     from pyro_vae.study import Job
 
 SHARED = ("train", "evaluate")  # the commands that several processes share
@@ -103,7 +99,7 @@ def evaluate_command(
         opened = runs.open_run(run, data=data, root=root)
         batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, how["seed"])
         choice = options.take_choice(how)
-        result = _estimate(opened, batch, choice, **how)
+        result = cli_uses.estimated(opened, batch, choice, **how)
         folder = out or run
         if distributed.is_first():
             folder.mkdir(parents=True, exist_ok=True)
@@ -286,129 +282,8 @@ def latents_command(
     click.echo("\n".join(f"wrote {path}" for path in paths))
 
 
-@main.command("features")
-@options.run
-@click.option("--sites", default=None, help="Comma-separated latent sites; all of the model's if not given.")
-@click.option("--draws", type=click.IntRange(1), default=256, help="Of the guide, where its mean is not known.")
-@options.moved
-@options.seed
-@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
-def features_command(
-    run: Path,
-    sites: str | None,
-    draws: int,
-    data: str | None,
-    root: str | None,
-    seed: int,
-    device: str | None,
-    out: Path,
-) -> None:
-    """Codes of the training, validation and test data, with their labels, as npz."""
-    import numpy as np
-
-    from pyro_vae import codes, runs
-
-    if out.suffix != ".npz":
-        raise click.BadParameter(f"expected a file that ends in .npz, got {out}", param_hint="--out")
-    opened = runs.open_run(run, data=data, root=root)
-    chosen = sites and [name.strip() for name in sites.split(",")]
-    how: dict[str, Any] = {"sites": chosen, "num_draws": draws, "seed": seed, "device": options.checked(device)}
-    arrays: dict[str, Any] = {}
-    for name in ("train", "valid", "test"):
-        batch: Batch = getattr(opened.data, name)
-        arrays[name] = codes.features(opened.model, batch, guide=opened.guide, **how).numpy()
-        if batch.labels is not None:
-            arrays[f"{name}_labels"] = batch.labels.numpy()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, **arrays)
-    click.echo(f"codes of {arrays['test'].shape[1]} numbers\nwrote {out}")
-
-
-@main.command("sample")
-@options.run
-@click.option("--num", type=click.IntRange(1), default=8, help="Draws; given labels or quadrants, of each row.")
-@click.option("--label", type=int, default=None, help="One class only, for a model given labels.")
-@options.moved
-@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="PNG to write; RUN/samples.png if not given."
-)
-@click.option("--seed", type=int, default=0, help="Of the draws.")
-def sample_command(
-    run: Path,
-    num: int,
-    label: int | None,
-    data: str | None,
-    root: str | None,
-    device: str | None,
-    out: Path | None,
-    seed: int,
-) -> None:
-    """Draw from a fitted model: a grid of images, and the numbers beside it as npz."""
-    import numpy as np
-
-    from pyro_vae import pictures, runs
-
-    opened = runs.open_run(run, data=data, root=root)
-    path = out or run / "samples.png"
-    if path.suffix != ".png":
-        raise click.BadParameter(f"expected a file that ends in .png, got {path}", param_hint="--out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = pictures.draw_samples(opened, num=num, seed=seed, label=label, device=options.checked(device))
-    pictures.plot_samples(opened, drawn, path, num=num, seed=seed)
-    arrays: dict[str, Any] = {name: values.numpy() for name, values in drawn.items()}
-    np.savez(path.with_suffix(".npz"), **arrays)
-    click.echo(f"wrote {path}\nwrote {path.with_suffix('.npz')}")
-
-
-@main.command("score")
-@options.run
-@click.argument("images", type=click.Path(exists=True, path_type=Path))
-@options.estimate_options
-@click.option("--binarize", is_flag=True, help="Draw bits from grey levels, for a model of bits.")
-@options.out
-@click.option("--top", type=click.IntRange(1), default=10, help="Outliers to print.")
-def score_command(
-    run: Path, images: Path, data: str | None, root: str | None, binarize: bool, out: Path, top: int, **how: Any
-) -> None:
-    """Score images of your own (.npy, .npz with one array, or a folder), the least likely first."""
-    from pyro_vae import runs, scoring, study
-
-    opened = runs.open_run(run, data=data, root=root)
-    batch = scoring.read_batch(images, opened, binarize=binarize, seed=how["seed"])
-    choice = options.take_choice(how)
-    result = _estimate(opened, batch, choice, **how)
-    out.mkdir(parents=True, exist_ok=True)
-    ranked = scoring.rank(result)
-    for place, row in enumerate(ranked[:top], start=1):
-        click.echo(f"{place:4d}. image {row.index}: log p {row.log_prob:.2f} nats, {row.deviation:+.1f} robust sd")
-    scoring.write_ranking(ranked, out / "outliers.csv")
-    for path in [*study.save_evaluation(result, out, "scores", choice), out / "outliers.csv"]:
-        click.echo(f"wrote {path}")
-
-
-def _estimate(
-    opened: "Run", batch: "Batch", choice: "Choice", *, seed: int, quiet: bool, **machine: Any
-) -> "LogLikelihood":
-    """The held-out log p of a batch, printed as a table."""
-    from pyro_vae.estimators.evaluate import log_likelihood
-
-    device = options.prepare(machine)
-    how = choice.build(opened.model, opened.data.valid, guide=opened.guide, seed=seed, device=device)
-    result = log_likelihood(
-        opened.model, batch, guide=opened.guide, estimator=how, seed=seed, device=device, progress=not quiet
-    )
-    _print_result(opened.config.model, result)
-    return result
-
-
-def _print_result(name: str, result: "LogLikelihood") -> None:
-    from pyro_vae.comparison import compare
-
-    for each in (result, result.marginal):
-        if each is not None:
-            click.echo(compare({name: each}).table() + "\n")
+for command in cli_uses.COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

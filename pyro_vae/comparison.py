@@ -202,12 +202,12 @@ def _refuse_all_unlike(fits: dict[str, tuple[LogLikelihood, ...]]) -> None:
     first = next(iter(fits))
     for model, each in fits.items():
         for fit in each:
-            _refuse_unlike(first, fits[first][0], model, fit)
+            refuse_unlike(first, fits[first][0], model, fit)
             if _how(fit) != _how(each[0]):
                 raise ValueError(f"fits of {model!r} must be evaluated in one way, got {_how(each[0])} and {_how(fit)}")
 
 
-def _refuse_unlike(a: str, left: LogLikelihood, b: str, right: LogLikelihood) -> None:
+def refuse_unlike(a: str, left: LogLikelihood, b: str, right: LogLikelihood) -> None:
     """Raise unless both results are the same quantity for the same data."""
     aspects = {
         "space": ("a mass and a density have no common scale", _place(left), _place(right)),

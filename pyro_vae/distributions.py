@@ -155,6 +155,12 @@ class Levels(Categorical):
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
 
+    @property
+    def mean(self) -> Tensor:
+        """E X = Σ_l l P(X = l)."""
+        levels = torch.arange(self.logits.shape[-1], dtype=self.logits.dtype, device=self.logits.device)
+        return self.probs @ levels
+
 
 class Mixture(TorchDistribution):
     r"""Mixture of laws of whole images, p(x) = Σ_k π_k p_k(x), by matrix products over flat rows of pixels.

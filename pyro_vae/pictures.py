@@ -1,6 +1,7 @@
 """Pictures of a fitted run: samples, reconstructions, ELBO curves; what the model draws, as images in [0, 1]."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,22 @@ COLUMNS = 8
 
 
 def draw_samples(
-    run: Run, *, num: int = 8, seed: int = 0, label: int | None = None, device: str | None = None
+    run: Run, *, num: int = 8, seed: int = 0, labels: Sequence[int] | None = None, device: str | None = None
 ) -> dict[str, Tensor]:
     """Draws from the model, {"obs": observations, and "given": what they were conditioned on, if anything}.
 
     Args:
         run: the fitted run.
-        num: how many; given labels, of each class (or of `label` alone); given quadrants, of each of 8 images.
+        num: how many; given labels, of each class (or of `labels` alone); given quadrants, of each of 8 images.
         seed: of the draws and of the choice of images.
-        label: a class, for a model given labels.
+        labels: some classes, for a model given labels.
         device: where to draw; the CPU if None.
 
     Raises:
         ValueError: the model has no p(x) to draw from, or no such label.
     """
     traces.check_has_log_prob(run.model)
-    context = _contexts(run, num, seed, label)
+    context = _contexts(run, num, seed, labels)
     rows = num if context is None else len(context)
     template = torch.zeros(rows, *run.data.space.shape)
     args = (template,) if context is None else (template, context)
@@ -44,14 +45,19 @@ def draw_samples(
     return {"obs": obs} if context is None else {"obs": obs, "given": context}
 
 
-def _contexts(run: Run, num: int, seed: int, label: int | None) -> Tensor | None:
+def _contexts(run: Run, num: int, seed: int, labels: Sequence[int] | None) -> Tensor | None:
     context = run.data.context
-    if label is not None and not isinstance(context, Labels):
-        raise ValueError(f"a label needs a model that is given labels; this one is given {context}")
+    if labels is not None and not isinstance(context, Labels):
+        what = "p(x) alone" if context is None else f"p(x | {context})"
+        raise ValueError(
+            f"a label needs a model that is given labels; {run.config.model} is of {what}, which draws from all "
+            "classes at once: fit one of p(x | label), as in train --model cvae --given label"
+        )
     if isinstance(context, Labels):
-        if label is not None and not 0 <= label < context.num_dims:
-            raise ValueError(f"label must be from 0 to {context.num_dims - 1}, got {label}")
-        classes = range(context.num_dims) if label is None else [label]
+        wrong = [label for label in labels or () if not 0 <= label < context.num_dims]
+        if wrong:
+            raise ValueError(f"label must be from 0 to {context.num_dims - 1}, got {', '.join(map(str, wrong))}")
+        classes = range(context.num_dims) if labels is None else labels
         return torch.eye(context.num_dims)[torch.tensor(list(classes)).repeat_interleave(num)]
     if isinstance(context, Quadrants):
         few = run.data.valid.subset(min(COLUMNS, len(run.data.valid)), seed).context
@@ -72,7 +78,7 @@ def plot_samples(run: Run, drawn: dict[str, Tensor], path: Path, *, num: int = 8
     pictures = images(run, obs, given)
     columns, row_labels, title = num, None, f"samples of {run.config.model}, {run.data.name}"
     if isinstance(run.data.context, Labels):
-        row_labels = [str(int(row.argmax())) for row in given[::num]] if given is not None else None
+        row_labels = [f"class {int(row.argmax())}" for row in given[::num]] if given is not None else None
     elif isinstance(run.data.context, Quadrants) and given is not None:
         pictures, columns = _beside_truth(run, run.data.context.mask(), pictures, num, seed), num + 2
         title += f": what is given, the truth, {num} {'draw' if num == 1 else 'draws'}"

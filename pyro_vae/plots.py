@@ -37,6 +37,7 @@ def plot_images(
     titles: Sequence[str] | None = None,
     columns: int | None = None,
     row_labels: Sequence[str] | None = None,
+    column_titles: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Path:
     """Write a grid of images.
@@ -47,12 +48,18 @@ def plot_images(
         titles: one for each image.
         columns: images in a row; about √n by default.
         row_labels: one for each row.
+        column_titles: one for each column.
         title: of the whole grid.
 
     Returns:
         The path of the file.
     """
-    return _write(_images_figure(_pixels(images), titles, columns, row_labels, title), path)
+    figure = _images_figure(_pixels(images), titles, columns, row_labels, title)
+    if column_titles is not None:
+        _check_number("column_titles", column_titles, columns or math.ceil(math.sqrt(len(images))))
+        for ax, text in zip(figure.axes, column_titles, strict=False):
+            ax.set_title(text, fontsize=8, pad=3)
+    return _write(figure, path)
 
 
 def plot_reconstructions(originals: "Images", reconstructions: "Images", path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Images of the user's own: read into a run's space, scored, and ranked with the least likely first."""
+"""Images of the user's own: read into a run's space, and ranked with the outliers first; whom to compare them with."""
 
 import csv
 from collections.abc import Sequence
@@ -9,43 +9,90 @@ import numpy as np
 import torch
 
 from pyro_vae import sources
+from pyro_vae.checks import check_choice
+from pyro_vae.conformal import false_discoveries
 from pyro_vae.data import Batch
 from pyro_vae.estimators.result import LogLikelihood
+from pyro_vae.randomness import derived_seed
 from pyro_vae.runs import Run
 from pyro_vae.spaces import Binary, Labels, Quadrants, Real, Space
 
+CALIBRATION = 61  # stream of the seed
 MAD_TO_SD = 1.4826  # of a normal law: its standard deviation over its median absolute deviation
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """One image in the ranking: its index, log p (nats), and its distance from the median in robust deviations."""
+    """One image in the ranking.
+
+    Attributes:
+        index: of the image.
+        log_prob: log p, nats.
+        deviation: distance of log p from the median in robust standard deviations.
+        score: higher is more of an outlier.
+        p_value: conformal p-value of the score, or None.
+        flagged: whether it is flagged at the rate of false discoveries asked for, or None.
+    """
 
     index: int
     log_prob: float
     deviation: float
+    score: float
+    p_value: float | None = None
+    flagged: bool | None = None
 
 
-def rank(result: LogLikelihood) -> list[Outlier]:
-    """The images, least likely first.
+def rank(
+    result: LogLikelihood,
+    scores: np.ndarray | None = None,
+    p_values: np.ndarray | None = None,
+    level: float = 0.1,
+) -> list[Outlier]:
+    """The images, the highest score first: -log p unless told.
 
     The deviation is (log p - median)/(1.4826 MAD), MAD the median absolute deviation; NaN where MAD is 0, that is
-    where more than half are alike.
+    where more than half are alike. `level` is the rate of false discoveries at which p-values flag an image.
     """
     log_prob = result.log_prob
     center = np.median(log_prob)
     spread = MAD_TO_SD * np.median(np.abs(log_prob - center))
     deviation = (log_prob - center) / spread if spread > 0 else np.full(len(log_prob), np.nan)
-    order = np.argsort(log_prob, kind="stable")
-    return [Outlier(int(i), float(log_prob[i]), float(deviation[i])) for i in order]
+    scores = -log_prob if scores is None else scores
+    flagged = None if p_values is None else false_discoveries(p_values, level)
+
+    def row(i: int) -> Outlier:
+        figures = int(i), float(log_prob[i]), float(deviation[i]), float(scores[i])
+        if p_values is None or flagged is None:
+            return Outlier(*figures)
+        return Outlier(*figures, float(p_values[i]), bool(flagged[i]))
+
+    return [row(i) for i in np.argsort(-scores, kind="stable")]
 
 
 def write_ranking(ranking: Sequence[Outlier], path: Path) -> None:
-    """Write the ranking as CSV: index, log_prob, deviation."""
+    """Write the ranking as CSV: index, log_prob, deviation, score, and p_value and flagged if they are known."""
+    rows = [{name: value for name, value in asdict(row).items() if value is not None} for row in ranking]
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=["index", "log_prob", "deviation"])
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(asdict(row) for row in ranking)
+        writer.writerows(rows)
+
+
+def calibration_data(run: Run, which: str, num: int, seed: int) -> Batch:
+    """Inliers to calibrate p-values on: a seeded random part of a run's test or validation data.
+
+    Test data had no part in the fit, so that p-values of other data of their kind are uniform. Validation data chose
+    the epoch of a model fitted by gradients, whose p-values then come out a little too small.
+    """
+    check_choice("calibrate", which, ("test", "valid"))
+    batch = run.data.test if which == "test" else run.data.valid
+    return batch if num >= len(batch) else batch.subset(num, derived_seed(seed, CALIBRATION))
+
+
+def num_shared(batch: Batch, calibration: Batch) -> int:
+    """How many images of a batch are among those of the calibration, bit for bit."""
+    known = {row.numpy().tobytes() for row in calibration.obs[:].cpu().contiguous()}
+    return sum(row.numpy().tobytes() in known for row in batch.obs[:].cpu().contiguous())
 
 
 def read_batch(path: Path, run: Run, *, binarize: bool = False, seed: int = 0) -> Batch:

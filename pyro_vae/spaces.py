@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pyro_vae.checks import blocks
+from pyro_vae.masks import GivenPixels
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
@@ -242,7 +243,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Quadrants:
+class Quadrants(GivenPixels):
     """Context that is the given part of an image, as a row of pixels (n, num_dims) in [0, 1].
 
     Args:
@@ -272,23 +273,6 @@ class Quadrants:
         if self.given == 3:
             mask[..., : height // 2, :] = True
         return mask
-
-    @property
-    def num_dims(self) -> int:
-        """Number of given pixels."""
-        return int(self.mask().sum())
-
-    def split(self, images: "Tensor") -> "tuple[Tensor, Tensor]":
-        """Images (..., *image_shape) as (given pixels (..., num_dims), missing pixels (..., rest))."""
-        mask = self.mask().to(images.device)
-        return images[..., mask], images[..., ~mask]
-
-    def join(self, given: "Tensor", missing: "Tensor") -> "Tensor":
-        """The inverse of `split`."""
-        mask = self.mask().to(missing.device)
-        images = missing.new_empty(*missing.shape[:-1], *self.image_shape)
-        images[..., mask], images[..., ~mask] = given.expand(*missing.shape[:-1], -1).to(missing.dtype), missing
-        return images
 
     def __str__(self) -> str:
         return f"quadrants({self.given})"

@@ -162,7 +162,7 @@ def test_every_chain_and_datum_has_an_accept_step_of_its_own():
     settings = pv.annealed_importance_sampling(5, 8, 3)
     with own_randomness(0), torch.no_grad():
         annealer = Annealer(settings, traces.Pair(pair.model, pair.guide), (pair.draw(6),), 0)
-        path = annealer._tuned(0, 6)
+        path = annealer.tuned(0, 6)
         start = path.at(annealer._draw(annealer.args, 8))
         moved, _ = path.propose(start, float(path.betas[3]), path.tuning.kick(3))
     stayed = (moved.u == start.u).all(-1)
@@ -175,7 +175,7 @@ def test_step_sizes_come_from_the_pilot_and_then_stay():
     settings = pv.annealed_importance_sampling(40, 16, 4)
     with own_randomness(0), torch.no_grad():
         annealer = Annealer(settings, traces.Pair(pair.model, pair.guide), (pair.draw(6),), 0)
-        path = annealer._tuned(0, 6)
+        path = annealer.tuned(0, 6)
         before = path.tuning.kick(17).clone()
         anneal(path, path.at(annealer._draw(annealer.args, 16)))
         again = pilot(path, annealer._draw(annealer.args, 16), torch.ones(6, 3, dtype=torch.float64))

@@ -374,7 +374,7 @@ def test_wrong_images_are_named(vae_run, own_images, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model", "nope"], "model must be one of bernoulli_mixture, "),
+        (["--model", "nope"], "model must be one of autoencoder, "),
         (["--model", "vae", "--set", "nope=1"], "vae has no option nope; it has latent_dim, "),
         (["--model", "vae", "--set", "latent_dim=wide"], "latent_dim must be a whole number of at least 1, got 'wide'"),
         (["--model", "vae", "--fit", "nope=1"], "the fit of vae has no setting nope; it has num_epochs, "),
@@ -404,7 +404,7 @@ def test_error_of_train_is_one_line(args, message, tiny, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--models", "nope"], "model must be one of bernoulli_mixture, "),
+        (["--models", "nope"], "model must be one of autoencoder, "),
         (["--models", "vae,vae"], "rows must have different names, got vae more than once"),
         (["--models", "ppca"], "ppca cannot live in Quantized(256)"),
         (["--models", "independent_pixel,vae", "--fit", "nope=1"], "the fit of vae has no setting nope; "),

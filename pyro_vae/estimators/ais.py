@@ -168,16 +168,17 @@ class Annealer:
 
     def forward(self, start: int, stop: int) -> tuple[Weights, GeometricPath]:
         """Log weights whose mean estimates p(x_n), from draws of the start."""
-        path = self._tuned(start, stop)
+        path = self.tuned(start, stop)
         state = path.at(self._draw(self._block(start, stop), self.settings.num_chains))
         return anneal(path, state, resample=self.settings.resample), path
 
     def backward(self, start: int, stop: int, posterior: Tensor) -> Weights:
         """Log weights whose mean estimates 1/p(x_n), from a posterior draw (stop - start, dim) of each datum."""
-        path = self._tuned(start, stop)
+        path = self.tuned(start, stop)
         return anneal(path, path.at(posterior.expand(self.settings.num_chains, *posterior.shape)), reverse=True)
 
-    def _tuned(self, start: int, stop: int) -> GeometricPath:
+    def tuned(self, start: int, stop: int) -> GeometricPath:
+        """The path of a block, with step sizes from a pilot run."""
         args, settings = self._block(start, stop), self.settings
         scale = self._draw(args, SCALE_DRAWS).std(0)  # (n, dim)
         path = GeometricPath(self._densities(args), sigmoid_schedule(settings.num_steps), settings.num_leapfrog)

@@ -1,6 +1,6 @@
 """Pyro programs run and read: the only folder that touches poutine."""
 
-from pyro_vae.traces.effects import apart, particle_shape, scaled_latents, with_laws
+from pyro_vae.traces.effects import apart, particle_shape, scaled_latents, with_laws, with_observation
 from pyro_vae.traces.elbo import Weight, elbo, is_pathwise
 from pyro_vae.traces.inspection import (
     Site,
@@ -13,6 +13,7 @@ from pyro_vae.traces.inspection import (
     matching_sites,
     nonfinite_site,
     observation,
+    observation_at,
     reconstruct,
     sites,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "matching_sites",
     "nonfinite_site",
     "observation",
+    "observation_at",
     "particle_shape",
     "reconstruct",
     "scaled_latents",
@@ -77,4 +79,5 @@ __all__ = [
     "sites",
     "take_particles",
     "with_laws",
+    "with_observation",
 ]

@@ -31,6 +31,16 @@ def with_laws(program: Program, change: Callable[[str, Any], Any]) -> Program:
     return changed
 
 
+def with_observation(program: Program, law: Callable[[Any], Any], value: Callable[[Tensor], Tensor]) -> Program:
+    """The same program with `law(distribution)` and `value(data)` in place of those of the site "obs"."""
+
+    def changed(*args: Tensor) -> object:
+        with _ChangedObservation(law, value):
+            return program(*args)
+
+    return changed
+
+
 def particle_shape() -> tuple[int, ...]:
     """(num_particles,) inside a program that runs under the outer plate of particles, () elsewhere."""
     for handler in _PYRO_STACK:
@@ -69,3 +79,13 @@ class _ChangedLaws(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not pyro.poutine.util.site_is_subsample(msg):
             msg["fn"] = self.change(msg["name"], msg["fn"])
+
+
+class _ChangedObservation(Messenger):
+    def __init__(self, law: Callable[[Any], Any], value: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.law, self.value = law, value
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == "obs" and msg["is_observed"]:
+            msg["fn"], msg["value"] = self.law(msg["fn"]), self.value(msg["value"])

@@ -6,12 +6,13 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent, Normal
 from torch.nn import Parameter
 
-from pyro_vae.traces.pair import Pair
-from pyro_vae.traces.records import latent_nodes, record_both, sample_sites
+from pyro_vae.traces.pair import Pair, Values
+from pyro_vae.traces.records import latent_nodes, record, record_both, sample_sites
 
 
 def latent_sites(pair: Pair, args: tuple[Tensor, ...]) -> tuple[list[str], list[str]]:
@@ -123,6 +124,14 @@ def observation(pair: Pair, args: tuple[Tensor, ...]) -> Any:
         sites = [name for name, node in nodes.items() if node["type"] == "sample"]
         raise ValueError(f"the data must be at the site 'obs' of the model, found the sites {sites}")
     return nodes["obs"]["fn"]
+
+
+def observation_at(pair: Pair, args: tuple[Tensor, ...], values: Values, num_particles: int, tiled: bool) -> Any:
+    """The distribution at "obs" given values of all latents, a row for each of K particles of each datum.
+
+    Its batch shape is (num_particles, n), or (num_particles n,) on tiled data.
+    """
+    return record(poutine.condition(pair.model, data=values), args, num_particles, tiled).nodes["obs"]["fn"]
 
 
 def reconstruct(pair: Pair, args: tuple[Tensor, ...]) -> Tensor:

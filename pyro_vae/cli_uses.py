@@ -1,0 +1,334 @@
+"""What a fitted model is used for, on the command line: features, sample, score, restore, traverse."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_vae import options
+from pyro_vae.uses import HOW, SCORES, SIDES, WAYS
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Batch
+    from pyro_vae.estimators.choice import Choice
+    from pyro_vae.estimators.result import LogLikelihood
+    from pyro_vae.runs import Run
+
+
+@click.command("features")
+@options.run
+@click.option("--sites", default=None, help="Comma-separated latent sites; all of the model's if not given.")
+@click.option("--draws", type=click.IntRange(1), default=256, help="Of the guide, where its mean is not known.")
+@options.moved
+@options.seed
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
+def features_command(
+    run: Path,
+    sites: str | None,
+    draws: int,
+    data: str | None,
+    root: str | None,
+    seed: int,
+    device: str | None,
+    out: Path,
+) -> None:
+    """Codes of the training, validation and test data, with their labels, as npz."""
+    import numpy as np
+
+    from pyro_vae import codes, runs
+
+    if out.suffix != ".npz":
+        raise click.BadParameter(f"expected a file that ends in .npz, got {out}", param_hint="--out")
+    opened = runs.open_run(run, data=data, root=root)
+    chosen = sites and [name.strip() for name in sites.split(",")]
+    how: dict[str, Any] = {"sites": chosen, "num_draws": draws, "seed": seed, "device": options.checked(device)}
+    arrays: dict[str, Any] = {}
+    for name in ("train", "valid", "test"):
+        batch: Batch = getattr(opened.data, name)
+        arrays[name] = codes.features(opened.model, batch, guide=opened.guide, **how).numpy()
+        if batch.labels is not None:
+            arrays[f"{name}_labels"] = batch.labels.numpy()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out, **arrays)
+    click.echo(f"codes of {arrays['test'].shape[1]} numbers\nwrote {out}")
+
+
+@click.command("sample")
+@options.run
+@click.option("--num", type=click.IntRange(1), default=8, help="Draws; given labels or quadrants, of each row.")
+@click.option(
+    "--label", "labels", type=int, multiple=True, help="This class only, for a model given labels; may be repeated."
+)
+@options.moved
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="PNG to write; RUN/samples.png if not given."
+)
+@click.option("--seed", type=int, default=0, help="Of the draws.")
+def sample_command(
+    run: Path,
+    num: int,
+    labels: tuple[int, ...],
+    data: str | None,
+    root: str | None,
+    device: str | None,
+    out: Path | None,
+    seed: int,
+) -> None:
+    """Draw from a fitted model: a grid of images, and the numbers beside it as npz."""
+    import numpy as np
+
+    from pyro_vae import pictures, runs
+
+    opened = runs.open_run(run, data=data, root=root)
+    path = out or run / "samples.png"
+    if path.suffix != ".png":
+        raise click.BadParameter(f"expected a file that ends in .png, got {path}", param_hint="--out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = pictures.draw_samples(opened, num=num, seed=seed, labels=labels or None, device=options.checked(device))
+    pictures.plot_samples(opened, drawn, path, num=num, seed=seed)
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in drawn.items()}
+    np.savez(path.with_suffix(".npz"), **arrays)
+    click.echo(f"wrote {path}\nwrote {path.with_suffix('.npz')}")
+
+
+@click.command("score")
+@options.run
+@click.argument("images", type=click.Path(exists=True, path_type=Path))
+@click.option("--score", "name", type=click.Choice(SCORES), default="log_prob", help="What ranks the images.")
+@click.option(
+    "--background",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=None,
+    help="For --score ratio: the run of a background model.",
+)
+@click.option(
+    "--calibrate",
+    type=click.Choice(["test", "valid", "none"]),
+    default="test",
+    help="Data of the run that p-values compare with; the fit must not have seen them, and valid chose its epoch.",
+)
+@click.option("--calibration", type=click.IntRange(1), default=1000, help="How many of these, at most.")
+@click.option("--sides", type=click.Choice(SIDES), default="one", help="Whether low scores are extreme too.")
+@click.option("--level", type=click.FloatRange(0, 1, True, True), default=0.1, help="Share of false flags.")
+@options.estimate_options
+@click.option("--binarize", is_flag=True, help="Draw bits from grey levels, for a model of bits.")
+@options.out
+@click.option("--top", type=click.IntRange(1), default=10, help="Outliers to print.")
+def score_command(
+    run: Path,
+    images: Path,
+    name: str,
+    background: Path | None,
+    calibrate: str,
+    calibration: int,
+    sides: str,
+    level: float,
+    data: str | None,
+    root: str | None,
+    binarize: bool,
+    out: Path,
+    top: int,
+    **how: Any,
+) -> None:
+    """Score images of your own (.npy, .npz with one array, or a folder), with p-values, outliers first."""
+    from pyro_vae import runs, scores, scoring, study
+    from pyro_vae.conformal import conformal_p_values
+
+    if (background is not None) != (name == "ratio"):
+        raise click.UsageError("--background goes with --score ratio, and --score ratio needs it")
+    opened, seed = runs.open_run(run, data=data, root=root), how["seed"]
+    batch = scoring.read_batch(images, opened, binarize=binarize, seed=seed)
+    choice = options.take_choice(how)
+    device = options.checked(how["device"])
+    result = estimated(opened, batch, choice, **how)
+    scorer = scores.Scorer(
+        opened.model,
+        guide=opened.guide,
+        estimator=choice.build(opened.model, opened.data.valid, guide=opened.guide, seed=seed, device=device),
+        background=None if background is None else runs.open_run(background, data=data, root=root).model,
+        reference=opened.data.valid,
+        seed=seed,
+        device=device,
+    )
+    found, p_values = scorer(batch, [name], result)[name], None
+    if calibrate != "none":
+        inliers = scoring.calibration_data(opened, calibrate, calibration, seed)
+        p_values = conformal_p_values(scorer(inliers, [name])[name], found, sides=sides, seed=seed)
+        _say_calibration(batch, inliers, calibrate)
+    ranked = scoring.rank(result, found, p_values, level)
+    for place, row in enumerate(ranked[:top], start=1):
+        p_value = "" if row.p_value is None else f", p {row.p_value:.4f}{', flagged' * bool(row.flagged)}"
+        other = "" if name == "log_prob" else f", {name} {row.score:.2f}"
+        figures = f"log p {row.log_prob:.2f} nats, {row.deviation:+.1f} robust sd"
+        click.echo(f"{place:4d}. image {row.index}: {figures}{other}{p_value}")
+    if p_values is not None:
+        flagged = sum(bool(row.flagged) for row in ranked)
+        click.echo(f"{flagged} of {len(ranked)} flagged, of which {level:.0%} at most are inliers, on average")
+    out.mkdir(parents=True, exist_ok=True)
+    scoring.write_ranking(ranked, out / "outliers.csv")
+    for path in [*study.save_evaluation(result, out, "scores", choice), out / "outliers.csv"]:
+        click.echo(f"wrote {path}")
+
+
+def _say_calibration(batch: "Batch", inliers: "Batch", which: str) -> None:
+    """What the p-values rest on, and what speaks against them."""
+    from pyro_vae import scoring
+
+    click.echo(f"p-values by {len(inliers)} {which} data of the run: the least is {1 / (len(inliers) + 1):.2g}")
+    if which == "valid":
+        click.echo("Note: validation data choose the epoch of a fit by gradients; p-values by them may be too small")
+    shared = scoring.num_shared(batch, inliers)
+    if shared:
+        click.echo(f"Note: {shared} of the images are calibration data themselves, and their p-values no test")
+
+
+@click.command("restore")
+@options.run
+@click.option("--missing", default=None, help="top_left, right, ...; an .npy mask (1 is missing); or a share, 0.5.")
+@click.option("--noise", type=float, default=None, help="Instead: sd of normal noise (Real), P(flip) (Binary).")
+@click.option(
+    "--images",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="Images of your own as they were seen; else test data of the run, which get the noise asked for.",
+)
+@options.num_data
+@click.option("--how", type=click.Choice(HOW), default="resampling", help="Draws of the latents, if there are any.")
+@click.option("--draws", type=click.IntRange(1), default=16, help="Of each image; for mcmc also the chains.")
+@click.option("--particles", type=click.IntRange(2), default=1000, help="That the draws are resampled from.")
+@click.option("--no-score", is_flag=True, help="Leave out log p(missing | given).")
+@options.moved
+@options.seed
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@options.out
+def restore_command(
+    run: Path,
+    missing: str | None,
+    noise: float | None,
+    images: Path | None,
+    num_data: int | None,
+    how: str,
+    draws: int,
+    particles: int,
+    no_score: bool,
+    data: str | None,
+    root: str | None,
+    seed: int,
+    device: str | None,
+    out: Path,
+) -> None:
+    """Restore missing or noisy pixels by the posterior: draws, their mean, log p(missing | given), a picture."""
+    from pyro_vae import plot_uses, restored_files, runs
+    from pyro_vae.comparison import compare
+    from pyro_vae.restoration.restore import restore
+
+    opened = runs.open_run(run, data=data, root=root)
+    truth, seen = restored_files.images_of(opened, images, num_data, noise, seed)
+    found = restore(
+        opened.model,
+        seen,
+        None if missing is None else restored_files.read_mask(missing, tuple(seen.obs.shape[1:]), seed),
+        noise=noise,
+        guide=opened.guide,
+        how=how,
+        num_draws=draws,
+        num_particles=particles,
+        score=not no_score and (images is None),
+        seed=seed,
+        device=options.checked(device),
+    )
+    click.echo(f"{len(seen)} images: {found.how}")
+    if found.log_prob is not None:
+        click.echo(compare({opened.config.model: found.log_prob}).table())
+    out.mkdir(parents=True, exist_ok=True)
+    paths = restored_files.save(found, seen, truth, out)
+    paths.append(plot_uses.plot_restoration(found, seen, truth, out / "restored.png"))
+    click.echo("\n".join(f"wrote {path}" for path in paths))
+
+
+@click.command("traverse")
+@options.run
+@click.option("--units", type=click.IntRange(1), default=10, help="Latents, the most used first.")
+@click.option("--steps", type=click.IntRange(2), default=9, help="Images of each.")
+@click.option("--around", type=click.IntRange(0), default=None, help="Test datum whose code is the base.")
+@click.option(
+    "--between",
+    type=click.IntRange(0),
+    nargs=2,
+    default=None,
+    help="Instead: two test data, and the way from one code to the other.",
+)
+@click.option("--way", type=click.Choice(WAYS), default="spherical", help="With --between.")
+@options.num_data
+@options.moved
+@options.seed
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@options.out
+def traverse_command(
+    run: Path,
+    units: int,
+    steps: int,
+    around: int | None,
+    between: tuple[int, int] | None,
+    way: str,
+    num_data: int | None,
+    data: str | None,
+    root: str | None,
+    seed: int,
+    device: str | None,
+    out: Path,
+) -> None:
+    """Images along one latent at a time, over the quantiles of its prior; or between two images."""
+    import numpy as np
+
+    from pyro_vae import plot_uses, runs, traversal
+
+    opened = runs.open_run(run, data=data, root=root)
+    batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, seed)
+    how: dict[str, Any] = {"guide": opened.guide, "num_steps": steps, "seed": seed, "device": options.checked(device)}
+    out.mkdir(parents=True, exist_ok=True)
+    context = opened.data.context
+    if between:
+        if around is not None:
+            raise click.UsageError("--around is for traversals, and --between for the way from one image to another")
+        images = traversal.interpolate(opened.model, batch, *between, way=way, **how)
+        arrays: dict[str, Any] = {"images": images.numpy()}
+        plot_uses.plot_way(images, batch, between, way, out / "interpolation.png", context)
+        paths = [out / "interpolation.png", out / "interpolation.npz"]
+    else:
+        found = traversal.traverse(opened.model, batch, around=around, num_units=units, **how)
+        arrays = {"images": found.images.numpy(), "units": found.units, "used": found.used, "values": found.values}
+        plot_uses.plot_traversal(found, batch, out / "traversal.png", context)
+        for unit, used in zip(found.units, found.used, strict=True):
+            click.echo(f"latent {unit}: {used:.3f} ({found.kind})")
+        paths = [out / "traversal.png", out / "traversal.npz"]
+    np.savez(paths[-1], **arrays)
+    click.echo("\n".join(f"wrote {path}" for path in paths))
+
+
+def estimated(
+    opened: "Run", batch: "Batch", choice: "Choice", *, seed: int, quiet: bool, **machine: Any
+) -> "LogLikelihood":
+    """The held-out log p of a batch, printed as a table."""
+    from pyro_vae.estimators.evaluate import log_likelihood
+
+    device = options.prepare(machine)
+    how = choice.build(opened.model, opened.data.valid, guide=opened.guide, seed=seed, device=device)
+    result = log_likelihood(
+        opened.model, batch, guide=opened.guide, estimator=how, seed=seed, device=device, progress=not quiet
+    )
+    _print_result(opened.config.model, result)
+    return result
+
+
+def _print_result(name: str, result: "LogLikelihood") -> None:
+    from pyro_vae.comparison import compare
+
+    for each in (result, result.marginal):
+        if each is not None:
+            click.echo(compare({name: each}).table() + "\n")
+
+
+COMMANDS = (features_command, sample_command, score_command, restore_command, traverse_command)
