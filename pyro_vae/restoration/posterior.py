@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import diagnostics, traces
-from pyro_vae.estimators.ais import AnnealedImportanceSampling, Annealer
 from pyro_vae.annealing import anneal
+from pyro_vae.estimators.ais import AnnealedImportanceSampling, Annealer
 from pyro_vae.estimators.hmc import GeometricPath
 from pyro_vae.estimators.proposals import Proposal, with_proposal
 from pyro_vae.estimators.streaming import BLOCK_ROWS
