@@ -39,6 +39,7 @@ class GAN(nn.Module):
     """
 
     spaces = (Real,)
+    no_codes = "it has no encoder, and its guide is the prior"
 
     def __init__(
         self,
