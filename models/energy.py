@@ -56,12 +56,12 @@ class ConvolutionalEnergy(EnergyBased):
             )
         self.num_flips = num_flips
         channels = (num_channels, 2 * num_channels, 4 * num_channels)
-        self.features = ConvEncoder(space.shape, channels, hidden_dim, activation)
+        self.encoder = ConvEncoder(space.shape, channels, hidden_dim, activation)
         self.head = nn.Linear(hidden_dim, 1, bias=False)  # a constant would cancel against log Z
 
     def network(self, obs: Tensor) -> Tensor:
         """CNN(x) of (n, *shape), shape (n,), nats."""
-        return self.head(self.features(obs)).squeeze(-1)
+        return self.head(self.encoder(obs)).squeeze(-1)
 
     def log_unnormalized(self, obs: Tensor) -> Tensor:
         """F(x) = log p_0(x) + CNN(x) of (n, *shape), shape (n,), nats."""
