@@ -29,7 +29,7 @@ def tiny(images, seed=0):
         model = ConvolutionalEnergy(Binary(SHAPE), num_channels=4, hidden_dim=8, num_flips=2).double()
         model.base_logits.normal_()
     with torch.no_grad():
-        for weight in model.features.parameters():
+        for weight in model.encoder.parameters():
             weight.mul_(5)  # so that the activations bend
         model.head.weight.mul_(3 / model.network(images).std())
     return model
