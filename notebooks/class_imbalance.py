@@ -14,9 +14,9 @@
 # # One class has 1% of its images: do samples of a CVAE help?
 #
 # A class that is rare in the training data is often missed. It can be copied (random oversampling), its errors can be
-# weighted (class weights), or new images of it can be drawn from a conditional VAE that was fitted to the same imbalanced
-# data. Which finds more of the rare class in a balanced test set, and at what price? With `PYRO_VAE_SMALL=1` in the
-# environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST files, the data are MNIST. Without
+# weighted (class weights), or new images of it can be drawn from a conditional VAE that was fitted to the same
+# imbalanced data. Which finds more of the rare class in a balanced test set, and at what price? With `PYRO_VAE_SMALL=1`
+# in the environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST files, the data are MNIST. Without
 # it they are the embedded digits, whose classes are so small that a twentieth is left and not a hundredth.
 
 # %%
@@ -69,7 +69,7 @@ def imbalanced(seed):
 
 # %% [markdown]
 # ## Four ways
-# The classifier is logistic regression on the bits. Copies and samples fill the rare class up to the size of the others.
+# The classifier is logistic regression on the bits. Copies and samples fill the rare class up to the others' size.
 
 
 # %%
@@ -140,7 +140,7 @@ for column, metric in enumerate(metrics):
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained", width_ratios=(1, 1, 1, 1.1))
 for column, (metric, ax) in enumerate(zip(metrics, axes, strict=False)):
-    for place, (way, values) in enumerate(scores.items()):
+    for place, values in enumerate(scores.values()):
         mean, half = interval(values[:, column])
         ax.plot(np.full(num_seeds, place), values[:, column], ".", color="0.6", zorder=1)
         ax.errorbar(place + 0.15, mean, half, marker="o", capsize=4, color=f"C{place}")

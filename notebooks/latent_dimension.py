@@ -13,10 +13,10 @@
 # %% [markdown]
 # # How many latents?
 #
-# "Less than 4 z dimensions produced noticeably worse results. Results with 1,000 z's were good, but with 10,000 they were
-# also degraded", writes Doersch (2016, arXiv:1606.05908), of what samples look like. Is it so of held-out log p(x)? With
-# `PYRO_VAE_SMALL=1` in the environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST files, the
-# data are MNIST and not the embedded digits.
+# "Less than 4 z dimensions produced noticeably worse results. Results with 1,000 z's were good, but with 10,000 they
+# were also degraded", writes Doersch (2016, arXiv:1606.05908), of what samples look like. Is it so of held-out log
+# p(x)? With `PYRO_VAE_SMALL=1` in the environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST
+# files, the data are MNIST and not the embedded digits.
 
 # %%
 import os
@@ -64,9 +64,9 @@ for latent_dim in dims:
 
 # %% [markdown]
 # ## 10,000 latents are 200
-# No estimator is at ease in 10,000 dimensions, and none has to be. The decoder's first layer sees z as W z alone, as many
-# numbers as it has units. With W' = Q R, Q'Q = I, this is R'u with u = Q'z, and u is N(0, I) as z is: the same p(x) with
-# no more latents than the layer has units. If z is N(m, diag(s²)) given x, then u is N(Q'm, Q' diag(s²) Q).
+# No estimator is at ease in 10,000 dimensions, and none has to be. The decoder's first layer sees z as W z alone, as
+# many numbers as it has units. With W' = Q R, Q'Q = I, this is R'u with u = Q'z, and u is N(0, I) as z is: the same
+# p(x) with no more latents than the layer has units. If z is N(m, diag(s²)) given x, then u is N(Q'm, Q' diag(s²) Q).
 # The pair of u is `Reduced`, in fewer_latents.py beside this file.
 
 
@@ -92,9 +92,9 @@ for latent_dim, vae in models.items():
     elbos[latent_dim] = use[latent_dim].elbo.mean
     each = results[latent_dim]
     print(
-        f"{latent_dim:>6,} latents: log p(x) >= {each.mean:.2f} (MC SE {each.mc_se:.3f}, test SE {each.test_se:.2f}), ELBO "
-        f"{elbos[latent_dim]:.2f}, KL {use[latent_dim].kl.mean:.2f}, {use[latent_dim].num_active} active units; k-hat "
-        f"> 0.7: {each.frac_khat_high:.0%}; warning: {each.warning}",
+        f"{latent_dim:>6,} latents: log p(x) >= {each.mean:.2f} (MC SE {each.mc_se:.3f}, test SE {each.test_se:.2f}), "
+        f"ELBO {elbos[latent_dim]:.2f}, KL {use[latent_dim].kl.mean:.2f}, {use[latent_dim].num_active} active units; "
+        f"k-hat > 0.7: {each.frac_khat_high:.0%}; warning: {each.warning}",
         flush=True,
     )
 

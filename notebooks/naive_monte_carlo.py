@@ -14,8 +14,9 @@
 # # Why not average p(x | z) over draws from the prior?
 #
 # p(x) = E p(x | z) with z from p(z), so that p(x) ≈ 1/K Σ_k p(x | z_k), z_k ~ p(z), is right on average, for any K and
-# any model. Yet "for most z, P(x | z) will be nearly zero", as Doersch writes. How short does that leave log p(x), after
-# how many draws, and what does a guide buy? With `PYRO_VAE_SMALL=1` in the environment all cells run in seconds.
+# any model. Yet "for most z, P(x | z) will be nearly zero", as Doersch writes (2016, arXiv:1606.05908). How short is
+# log p(x) after how many draws, and what does a guide buy? With `PYRO_VAE_SMALL=1` in the
+# environment all cells run in seconds.
 
 # %%
 import os
@@ -24,7 +25,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import torch
-from matplotlib.ticker import NullLocator
 
 import pyro_vae as pv
 
@@ -64,7 +64,8 @@ certified = pv.sandwich(multilevel, num_steps=4 if small else 50, num_simulated=
 reference = pv.log_likelihood(vae, images, estimator=certified, seed=0)
 certificate = reference.certificate
 print(
-    f"log p(x) {reference.mean:.3f} ± {1.96 * reference.mc_se:.3f} nats for these images, warning: {reference.warning}\n"
+    f"log p(x) {reference.mean:.3f} ± {1.96 * reference.mc_se:.3f} nats for these images, "
+    f"warning: {reference.warning}\n"
     f"certificate: {certificate.reason}; gap {certificate.gap:.3f} nats (SE {certificate.gap_se:.3f})"
 )
 
@@ -152,8 +153,8 @@ steps, (rest, rest_half) = list(annealed)[-1], list(curves["annealing from the p
 trusted = "is certified" if certificate.granted and not reference.warning else "has no certificate"
 print(
     f"With {sizes[-1]:,} draws from the prior log p(x) of these {num_images} digits comes out {wanted:.2f} ± "
-    f"{naive[sizes[-1]][1]:.2f} nats short of the reference, which {trusted} (gap {certificate.gap:.2f} nats), as a median "
-    f"of {np.median(carriers['prior']):,.0f} draws carry 90% of the sum; "
+    f"{naive[sizes[-1]][1]:.2f} nats short of the reference, which {trusted} (gap {certificate.gap:.2f} nats), as a "
+    f"median of {np.median(carriers['prior']):,.0f} draws carry 90% of the sum; "
     + (f"{as_good:,} from the guide do no worse" if as_good else "no number of draws from the guide tried does as well")
     + f", and annealing from the prior over {steps:,} evaluations is {rest:.2f} ± {rest_half:.2f} nats short (one fit)."
 )
