@@ -16,8 +16,8 @@
 # A class that is rare in the training data is often missed. It can be copied (random oversampling), its errors can be
 # weighted (class weights), or new images of it can be drawn from a conditional VAE that was fitted to the same
 # imbalanced data. Which finds more of the rare class in a balanced test set, and at what price? With `PYRO_VAE_SMALL=1`
-# in the environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST files, the data are MNIST. Without
-# it they are the embedded digits, whose classes are so small that a twentieth is left and not a hundredth.
+# in the environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST files, the data are MNIST.
+# Without it they are the embedded digits, whose classes are so small that a twentieth is left and not a hundredth.
 
 # %%
 import os

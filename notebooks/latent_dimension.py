@@ -14,8 +14,8 @@
 # # How many latents?
 #
 # "Less than 4 z dimensions produced noticeably worse results. Results with 1,000 z's were good, but with 10,000 they
-# were also degraded", writes Doersch (2016, arXiv:1606.05908), of what samples look like. Is it so of held-out log
-# p(x)? With `PYRO_VAE_SMALL=1` in the environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST
+# were also degraded", writes Doersch (2016, arXiv:1606.05908), of what samples look like. Is it so of held-out log p?
+# With `PYRO_VAE_SMALL=1` in the environment all cells run in seconds; with `PYRO_VAE_ROOT`, the folder of the MNIST
 # files, the data are MNIST and not the embedded digits.
 
 # %%

@@ -53,8 +53,8 @@ def truth(obs):
 # %% [markdown]
 # ## The fits
 # The best normal law of the ring is round, and a VAE whose latents do nothing, or are a linear map, is that normal law:
-# a place that training hardly leaves. Two things at the start help it past: steep first weights, as z/|z| is steep at the
-# origin, and noise that is narrower than the ring. The bound of 16 particles is kinder to a decoder with a seam than
+# a place that training hardly leaves. Two things at the start help it past: steep first weights, as z/|z| is steep at
+# the origin, and noise that is narrower than the ring. The bound of 16 particles is kinder to a decoder with a seam than
 # the ELBO is.
 
 # %%
@@ -152,8 +152,8 @@ plt.show()
 
 # %%
 print(
-    f"On {num_test:,} fresh points of the ring, whose true mean log p(x) is {results['truth'].mean:.3f} nats, one fit of "
-    "each model falls short by "
+    f"On {num_test:,} fresh points of the ring, whose true mean log p(x) is {results['truth'].mean:.3f} nats, one fit "
+    "of each model falls short by "
     + ", ".join(f"{gaps[name]:.3f} [{ends[name][0]:.3f}, {ends[name][1]:.3f}] ({name})" for name in models)
     + " nats (intervals paired, 95% for all at once"
     + (f"; {results['VAE'].warning} for the VAE)." if results["VAE"].warning else ").")
