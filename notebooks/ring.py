@@ -54,8 +54,8 @@ def truth(obs):
 # ## The fits
 # The best normal law of the ring is round, and a VAE whose latents do nothing, or are a linear map, is that normal law:
 # a place that training hardly leaves. Two things at the start help it past: steep first weights, as z/|z| is steep at
-# the origin, and noise that is narrower than the ring. The bound of 16 particles is kinder to a decoder with a seam than
-# the ELBO is.
+# the origin, and noise that is narrower than the ring. The bound of 16 particles is kinder to a decoder with a seam
+# than the ELBO is.
 
 # %%
 torch.manual_seed(0)
