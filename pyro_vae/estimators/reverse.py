@@ -103,8 +103,8 @@ def reverse_annealing(num_steps: int = 1000, num_chains: int = 16) -> ReverseAnn
         w = f_T(x) Π_t f_{t-1}(x_{t-1}) / f_t(x_{t-1}),   E w = p_T(x),   f_0 = p_0 normalised,
 
     so that E log mean w <= log p_T(x). p_T comes near to p as T grows. For data from the model its mean log-likelihood
-    is below that of p by KL(p, p_T); for other data that is not promised, but a law that annealing does not reach is, as
-    a rule, a worse one, and the bound is conservative. Kernels must be reversible.
+    is below that of p by KL(p, p_T); for other data that is not promised, but a law that annealing does not reach is,
+    as a rule, a worse one, and the bound is conservative. Kernels must be reversible.
 
     Args:
         num_steps: T; more of them tighten the bound most.
