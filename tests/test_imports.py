@@ -49,7 +49,6 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "energy",
     "checks",
     "gibbs_with_gradients",
-    "data",
     "minibatches",
     "adversarial",
     "noise_scale",
