@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -13,7 +12,7 @@ from torch.distributions import constraints
 
 from pyro_vae.contrastive import Row, persistent_contrastive_divergence
 from pyro_vae.distributions import Shape
-from pyro_vae.log_partition import LIMIT, Path, Repeated, repeated_log_partition
+from pyro_vae.log_partition import Constant, Path, Repeated, repeated_log_partition
 from pyro_vae.randomness import derived_seed
 from pyro_vae.spaces import Binary, Space
 from pyro_vae.traces import announce
@@ -25,48 +24,6 @@ BLOCK_ROWS = 1024  # images in one pass where no gradient is recorded
 MAX_DIMS = 20  # bits whose images are summed one by one
 SAMPLE_STEPS, SAMPLE_MOVES = 1000, 200  # of annealing, and after it, for draws
 LOG_Z_STREAM = 4  # of the seed of a fit, beside those of `randomness`
-
-
-@dataclass(frozen=True)
-class Constant:
-    """Log Z as an energy model keeps it: nats, with what an estimate rests on.
-
-    Attributes:
-        log_z: log Z.
-        se: its standard error, the same in every log p(x); 0 where it was summed.
-        drift: the largest difference between estimates from several seeds and a doubled schedule.
-        num_steps: T of annealing; 0 where log Z was summed.
-        num_chains: chains of each estimate.
-        num_repeats: estimates that were averaged.
-        fingerprint: of the parameters that it belongs to.
-    """
-
-    log_z: float
-    se: float
-    drift: float
-    num_steps: float
-    num_chains: float
-    num_repeats: float
-    fingerprint: float
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether all images were summed."""
-        return self.num_steps == 0
-
-    @property
-    def is_stable(self) -> bool:
-        """Whether estimates from other seeds, or with other steps, were made and differ by no more than 0.1 nats."""
-        return self.warning is None
-
-    @property
-    def warning(self) -> str | None:
-        """Why log Z is not to be trusted, or None."""
-        if self.is_exact or 0 < self.drift <= LIMIT:
-            return None
-        if self.drift == 0:
-            return "log Z was estimated once, so that nothing tells how stable it is"
-        return f"log Z moves by up to {self.drift:.2f} nats with seeds and a doubled schedule: more annealing"
 
 
 class Energy(TorchDistribution):

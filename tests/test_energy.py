@@ -12,10 +12,11 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.comparison import compare
 from pyro_vae.contrastive import _gap
-from pyro_vae.energy import Constant, EnergyBased
+from pyro_vae.energy import EnergyBased
 from pyro_vae.estimators.choice import Choice
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.intervals import StandardError
+from pyro_vae.log_partition import Constant
 from pyro_vae.models import RBM, IndependentPixel
 from pyro_vae.randomness import own_randomness
 

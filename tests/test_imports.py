@@ -39,6 +39,7 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "binary_em",
     "chain_rule",
     "annealing",
+    "data",
     "energy",
     "checks",
     "gibbs_with_gradients",

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_vae import diagnostics
-from pyro_vae.energy import Constant
+from pyro_vae.log_partition import Constant
 from pyro_vae.traces import Pair
 
 Direction = Literal["exact", "lower", "upper", "unbiased"]

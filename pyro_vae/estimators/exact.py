@@ -7,11 +7,12 @@ import numpy as np
 from torch import Tensor
 
 from pyro_vae import distributed, traces
-from pyro_vae.energy import Constant, Energy
+from pyro_vae.energy import Energy
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.importance import ImportanceSampling
 from pyro_vae.estimators.streaming import BLOCK_ROWS
 from pyro_vae.latents import Latents
+from pyro_vae.log_partition import Constant
 from pyro_vae.traces import Pair
 
 

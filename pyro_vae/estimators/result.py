@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from pyro_vae import diagnostics, spaces
-from pyro_vae.energy import Constant
 from pyro_vae.estimators.estimate import (
     ARRAYS,
     CHAINS,
@@ -25,6 +24,7 @@ from pyro_vae.estimators.estimate import (
     flags,
     pooled,
 )
+from pyro_vae.log_partition import Constant
 from pyro_vae.spaces import Space
 
 PARTS: dict[str, Any] = {  # dataclasses, by field
