@@ -47,6 +47,7 @@ def test_every_name_builds_what_the_function_of_that_name_does(name, vae, batch)
         "ais": annealed,
         "smc": pv.annealed_importance_sampling(7, 3, 2, "prior", resample=True),
         "router": pv.router(40, annealing=annealed),
+        "raise": pv.reverse_annealing(),
     }[name]
     annealing = {"steps": 7, "chains": 3, "leapfrog": 2, "start": "prior"} if name in ANNEALED else {}
     choice = Choice(name, particles=40 if name in PARTICLES else None, **annealing)
@@ -82,7 +83,7 @@ def test_proposals_by_name_and_a_tuned_factor(vae, batch):
         ),
         ({"estimator": "ais", "start": "middle"}, "start must be 'guide' or 'prior', got 'middle'"),
         ({"estimator": "ais", "particles": 9}, "particles is for estimators is, .*, and would be ignored by 'ais'"),
-        ({"steps": 9}, "steps is for ais, smc, router and certify, and would be ignored by 'is'"),
+        ({"steps": 9}, "steps is for ais, smc, router, raise and certify, and would be ignored by 'is'"),
         ({"overdispersion": 2.0}, "overdispersion is for the proposal overdispersed, and would be ignored by 'is'"),
         ({"precision": "float8"}, "precision must be one of float32, tf32, float16, float64, got 'float8'"),
         (
