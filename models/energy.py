@@ -80,7 +80,7 @@ class ConvolutionalEnergy(EnergyBased):
         progress: Callable[[dict[str, float | None]], None],
         num_epochs: int = 100,
         batch_size: int = 100,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 5e-3,
         num_chains: int = 100,
         num_moves: int = 5,
         averaging: float = 0.999,
