@@ -1,5 +1,6 @@
 """Generative adversarial network with normal noise on its images, which gives it a density."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import pyro
@@ -136,6 +137,8 @@ class GAN(nn.Module):
             few = data.valid.subset(min(num_noise, len(data.valid)), seed).obs
             with own_randomness(derived_seed(seed, NOISE), device):
                 scale = likeliest_scale(self.mean, self.latent_dim, few.to(self.observation.log_scale))
+            if not math.isfinite(scale):
+                raise ArithmeticError(f"the noise scale that fits the validation data is {scale}: G has diverged")
             self.observation.set_scale(scale)
         return rows
 

@@ -29,7 +29,7 @@ class Reduced:
 
     def guide(self, obs):
         """q(u | x)."""
-        posterior = self.vae.posterior(self.vae.features(obs)).base_dist
+        posterior = self.vae.posterior(self.vae.hidden(obs)).base_dist
         covariance = (self.q.T * posterior.scale.square().unsqueeze(-2)) @ self.q  # (batch, units, units)
         with pyro.plate("data", len(obs), dim=-1):
             pyro.sample("u", dist.MultivariateNormal(posterior.loc @ self.q, covariance))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,7 +27,8 @@ def to_arviz(results: Results) -> dict[str, Any]:
     `elpd` is Σ_n log p(x_n) in nats, without a penalty (`p` is 0), since the data are held out. In `arviz.compare`,
     `elpd_diff` is the sum of the paired differences and `dse` is √(n var d): n times the difference and n √((n-1)/n)
     times the standard error of `compare`, as long as there are no clusters and single fits. ArviZ knows of no direction
-    and of no bias: `warning` is set where our own interval has one.
+    and of no bias: `warning` is set where our own interval has one. An energy model's error of log Z, which all data
+    share, is in `se`, times n; ArviZ's `dse` lacks it, and `warning` is set for that too.
 
     Ask for `arviz.compare(..., method="pseudo-BMA")` or `"BB-pseudo-BMA"`. The default, stacking, takes
     exp(log p(x_n)), which is 0 for log p of hundreds of nats, and then gives all models one weight. Never call
@@ -56,11 +58,11 @@ def _elpd(row: Row) -> Any:
     khats = [fit.khat for fit in row.fits if fit.khat is not None]
     figures = {
         "elpd": float(log_prob.sum()),
-        "se": float(np.sqrt(num_data * log_prob.var())),
+        "se": math.hypot(float(np.sqrt(num_data * log_prob.var())), num_data * row.error.shared),
         "p": 0.0,
         "n_samples": row.result.num_particles,
         "n_data_points": num_data,
-        "warning": row.warning is not None,
+        "warning": row.warning is not None or row.error.shared > 0,
         "elpd_i": DataArray(log_prob, dims="datum"),
         "pareto_k": DataArray(np.max(khats, axis=0), dims="datum") if khats else None,
         "scale": "log",

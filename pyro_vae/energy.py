@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_vae.checks import check_count
 from pyro_vae.contrastive import Row, persistent_contrastive_divergence
 from pyro_vae.distributions import Shape
 from pyro_vae.log_partition import Constant, Path, Repeated, repeated_log_partition
@@ -233,6 +234,8 @@ class EnergyBased(nn.Module):
             log_z_chains: its chains, for each of 4 seeds and a doubled schedule.
             **how: see `persistent_contrastive_divergence`.
         """
+        check_count("log_z_steps", log_z_steps, least=0)
+        check_count("log_z_chains", log_z_chains)
         with torch.no_grad():
             train = data.train.obs[:].to(self.base_logits)
             self.base_logits.copy_(self.space.marginal_params(train).reshape(self.space.shape))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,6 +157,11 @@ def _own_training(
     with _bar(model, progress, "epoch") as bar:
 
         def tick(row: dict[str, float]) -> None:
+            bad = [
+                f"{name} is {value}" for name, value in row.items() if value is not None and not math.isfinite(value)
+            ]
+            if bad:
+                raise svi.NonFiniteLoss(f"epoch {row['epoch']} of {type(model).__name__}: {', '.join(bad)}")
             known = {name: value for name, value in row.items() if value is not None}
             bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in known.items()), refresh=False)
             bar.update()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from pyro_vae.annealing import LogPartition, Sequence, State, log_partition
@@ -35,7 +36,9 @@ class Repeated:
 
     Attributes:
         log_z: log of the mean of the seeds' estimates of Z, each of them unbiased.
-        se: its standard error: by the delta method or from the scatter of the seeds, whichever is larger.
+        se: its standard error: by the delta method or from the scatter of the seeds, whichever is larger; a scatter is
+            widened by the ratio of Student's t to the normal quantile, as it rests on few seeds and a normal interval
+            is built on it.
         repeats: the estimate of each seed.
         doubled: the estimate with twice the steps, or None if it was not asked for.
     """
@@ -47,13 +50,13 @@ class Repeated:
 
     @property
     def drift(self) -> float:
-        """Largest difference between any two of the estimates, the doubled one included."""
+        """Largest difference between any two of the estimates, the doubled one included; NaN if there is only one."""
         found = [each.log_z for each in (*self.repeats, self.doubled) if each is not None]
-        return max(found) - min(found)
+        return max(found) - min(found) if len(found) > 1 else math.nan
 
     @property
     def is_stable(self) -> bool:
-        """Whether no two estimates differ by more than 0.1 nats."""
+        """Whether there are several estimates, and no two of them differ by more than 0.1 nats."""
         return self.drift <= LIMIT
 
 
@@ -64,7 +67,7 @@ class Constant:
     Attributes:
         log_z: log Z.
         se: its standard error, the same in every log p(x); 0 where it was summed.
-        drift: the largest difference between estimates from several seeds and a doubled schedule.
+        drift: the largest difference between estimates from several seeds and a doubled schedule; NaN for a single one.
         num_steps: T of annealing; 0 where log Z was summed.
         num_chains: chains of each estimate.
         num_repeats: estimates that were averaged.
@@ -92,9 +95,9 @@ class Constant:
     @property
     def warning(self) -> str | None:
         """Why log Z is not to be trusted, or None."""
-        if self.is_exact or 0 < self.drift <= LIMIT:
+        if self.is_exact or self.drift <= LIMIT:
             return None
-        if self.drift == 0:
+        if math.isnan(self.drift):
             return "log Z was estimated once, so that nothing tells how stable it is"
         return f"log Z moves by up to {self.drift:.2f} nats with seeds and a doubled schedule: more annealing"
 
@@ -142,5 +145,11 @@ def pooled(repeats: tuple[LogPartition, ...]) -> tuple[float, float]:
     log_z = float(found.max() + math.log(shares.mean()))
     shares /= shares.sum()
     delta = math.hypot(*(share * each.se for share, each in zip(shares, repeats, strict=True)))
-    scatter = float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+    scatter = float(found.std(ddof=1)) / math.sqrt(len(found)) * _widened(len(found)) if len(found) > 1 else 0.0
     return log_z, max(delta, scatter)
+
+
+def _widened(count: int, level: float = 0.95) -> float:
+    """How much wider Student's interval from `count` numbers is than a normal one."""
+    share = (1 + level) / 2
+    return float(stdtrit(count - 1, share) / ndtri(share))

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from pyro_vae import intervals
+from pyro_vae.estimators.estimate import RAISE
 from pyro_vae.intervals import Clusters, StandardError
 from pyro_vae.rows import Row, combine, finite, flip
 
@@ -169,6 +170,11 @@ def all_pairs(rows: Sequence[Row], clusters: Clusters, level: float, seed: int) 
     return tuple(_pair(a, b, clusters, level, joint_level) for a, b in combinations(rows, 2))
 
 
+def _side(row: Row) -> str:
+    """The side that a row promises of log p(x): RAISE bounds the law of its sampler, which may lie above it."""
+    return "unknown" if any(fit.estimator == RAISE for fit in row.fits) else row.direction
+
+
 def _pair(a: Row, b: Row, clusters: Clusters, level: float, joint_level: float) -> Pair:
     gain = a.log_prob - b.log_prob  # (n,)
     difference = float(np.mean(gain))
@@ -185,7 +191,7 @@ def _pair(a: Row, b: Row, clusters: Clusters, level: float, joint_level: float) 
         se=error.value,
         low=difference - bias_low - half,
         high=difference + bias_high + half,
-        direction=combine(a.direction, flip(b.direction)),
+        direction=combine(_side(a), flip(_side(b))),
         level=level,
         pointwise_low=difference - bias_low - alone,
         pointwise_high=difference + bias_high + alone,

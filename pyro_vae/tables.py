@@ -53,7 +53,9 @@ def _row_cells(row: Row, several: bool) -> list[str]:
 def _mean(row: Row) -> str:
     """The mean behind the symbol of its side, or both sides where the lower one is known too."""
     both = row.result.bracket if len(row.fits) == 1 else None
-    return number(row.mean, 2, symbol=SYMBOLS[row.direction]) if both is None else _range(both.lower, row.mean, 2)
+    if both is None or both.gap < 0:
+        return number(row.mean, 2, symbol=SYMBOLS[row.direction])
+    return _range(both.lower, row.mean, 2)
 
 
 def abbreviated(estimator: str) -> str:
@@ -131,7 +133,7 @@ def _log_z(fit: LogLikelihood) -> list[str]:
     if constant is None or constant.is_exact:
         return []
     how = f"T = {constant.num_steps:,.0f}, {constant.num_repeats:.0f} x {constant.num_chains:.0f} chains"
-    tried = "" if constant.drift == 0 else f"; seeds and schedules within {constant.drift:.3f}"
+    tried = "" if math.isnan(constant.drift) else f"; seeds and schedules within {constant.drift:.3f}"
     lines = [f"log Z {constant.log_z:.3f} ± {constant.se:.3f} nats, an error that all data share ({how}){tried}"]
     if both is not None:
         error = "" if both.gap_se is None else f" ± {both.gap_se:.2f}"

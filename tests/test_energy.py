@@ -244,7 +244,7 @@ def test_an_unstable_log_z_is_warned_of(images):
     assert "moves by up to 0.50" in unstable.warning
     assert unstable.flagged.all()
     assert with_error(tiny(), images, 0.01, drift=0.05).warning is None
-    once = with_error(tiny(), images, 0.01, drift=0.0)
+    once = with_error(tiny(), images, 0.01, drift=math.nan)
     assert "estimated once" in once.warning
 
 

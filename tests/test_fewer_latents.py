@@ -45,7 +45,7 @@ def test_both_have_one_log_likelihood(vae):
 def test_guide_is_the_law_of_u_under_the_guide_of_z(vae):
     obs = torch.ones(1, 3, 3, dtype=torch.float64)
     reduced = Reduced(vae)
-    law = vae.posterior(vae.features(obs))
+    law = vae.posterior(vae.hidden(obs))
     z = law.sample((50_000,))[:, 0] @ reduced.q
     found = pyro.poutine.trace(reduced.guide).get_trace(obs).nodes["u"]["fn"]
     spread = found.covariance_matrix[0].diagonal().sqrt()

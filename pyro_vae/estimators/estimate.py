@@ -17,7 +17,8 @@ ARRAYS = ("log_prob", "variance", "ess", "khat", "elbo", "spread", "bad")
 POOLED_SHARE = 0.25  # of flagged data, from which none of the others is trusted either
 MIN_CHAINS = 16  # of fewer the weights do not tell their own variance
 CHAINS_SHARE = 1 / 3  # of the chains that must be effective
-CHAINS = ("annealed_importance_sampling", "sequential_monte_carlo", "reverse_annealing")  # whose particles are chains
+RAISE = "reverse_annealing"  # the estimator, which bounds a law that is not quite the model's
+CHAINS = ("annealed_importance_sampling", "sequential_monte_carlo", RAISE)  # whose particles are chains
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Bracket:
     num_steps: int
     num_chains: int
     gap_se: float | None = None
+
+    @property
+    def is_inverted(self) -> bool:
+        """Whether the lower side lies above the upper one by more than 2 standard errors: one of them is wrong."""
+        return self.gap + 2 * (self.gap_se or 0.0) < 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)

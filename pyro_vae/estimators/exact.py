@@ -1,5 +1,6 @@
 """Exact evaluation: one pass over the data for a model without latent sites, a sum over the states of discrete ones."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -78,7 +79,7 @@ def _by_constant(log_prob: np.ndarray, constant: Constant) -> Estimate:
         direction="upper",
         estimator="energy",
         bad=np.full(log_prob.shape, not constant.is_stable),
-        bias_bound=constant.se**2 / 2 + constant.drift,
+        bias_bound=None if math.isnan(constant.drift) else constant.se**2 / 2 + constant.drift,
         constant=constant,
     )
 

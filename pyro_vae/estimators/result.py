@@ -17,6 +17,7 @@ from pyro_vae.estimators.estimate import (
     CHAINS,
     DIRECTIONS,
     MIN_CHAINS,
+    RAISE,
     Bracket,
     Certificate,
     Estimate,
@@ -155,11 +156,15 @@ class LogLikelihood(Estimate):
         if shift is not None and not abs(shift.mean) < PRECISION_LIMIT + 2 * (shift.se or 0.0):
             return f"{shift.precision} moves the mean by {shift.mean:+.2g} nats"
         if self.constant is not None:  # what log Z may lack is in the bracket, where there is one
-            return None if self.bracket is not None or self.constant.is_stable else self.constant.warning
+            if self.bracket is not None and self.bracket.is_inverted:
+                return "the lower side lies above the upper one: more steps of annealing, for log Z and backwards"
+            return None if self.bracket is not None else self.constant.warning
         if self.certificate is not None and not self.certificate.granted:
             return f"no certificate: {self.certificate.reason}"
         if self.khat is None and self.bad is None and self.estimator not in CHAINS:
             return f"{self.num_particles} particles are too few to check the Monte Carlo error"
+        if self.estimator == RAISE:
+            return "RAISE bounds the law of its annealing sampler, which for data unlike the model's may lie above p(x)"
         share = float(np.mean(flags(self, diagnostics.KHAT_SE / math.sqrt(len(self)))))
         if share > FLAGGED_SHARE:
             return f"the Monte Carlo error is not to be trusted for {share:.0%} of the data ({self._sign})"
@@ -247,13 +252,18 @@ class LogLikelihood(Estimate):
             return from_arrays({name: file[name] for name in file.files})
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per datum: its index, log_prob, variance and the diagnostics that there are."""
+        """Write one row per datum: its index, log_prob, variance and the diagnostics that there are.
+
+        Where all data share an error, its variance, which is a part of each `variance`, stands in a column of its own.
+        """
         names = [name for name in ARRAYS if getattr(self, name) is not None]
+        shared = {"shared_variance": repr(self.shared_variance)} if self.shared_variance else {}
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["index", *names])
+            writer.writerow(["index", *names, *shared])
             for index, row in enumerate(zip(*(getattr(self, name).tolist() for name in names), strict=True)):
-                writer.writerow([index, *(repr(int(v) if isinstance(v, bool) else v) for v in row)])
+                values = [repr(int(v) if isinstance(v, bool) else v) for v in row]
+                writer.writerow([index, *values, *shared.values()])
 
 
 def to_arrays(result: LogLikelihood) -> dict[str, Any]:

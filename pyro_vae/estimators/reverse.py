@@ -114,7 +114,7 @@ def reverse_annealing(num_steps: int = 1000, num_chains: int = 16) -> ReverseAnn
         An estimator for `log_likelihood`.
 
     Raises:
-        ValueError: a count below 1; at use, a model that is no energy model.
+        ValueError: a count below 1. A model without latents that is no energy is scored exactly instead.
 
     Source: Burda, Grosse, Salakhutdinov, "Accurate and conservative estimates of MRF log-likelihood using reverse
     annealing", 2015 (AISTATS), arXiv:1412.8566.
@@ -153,6 +153,7 @@ class Bracketed:
             num_chains=self.lower.num_chains,
         )
         bound = max(0.0, found.gap + 2 * (found.gap_se or 0.0), upper.bias_bound or 0.0)
+        bound = 0.0 if upper.direction == "exact" else bound
         return replace(upper, bracket=found, bias_bound=bound, notes=(*upper.notes, *lower.notes))
 
 
