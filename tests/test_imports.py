@@ -43,7 +43,6 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "energy",
     "checks",
     "gibbs_with_gradients",
-    "data",
 }
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
