@@ -173,10 +173,10 @@ def test_vae_of_one_latent_by_quadrature(space) -> None:
     model = one_latent(space)
     with torch.random.fork_rng([]):
         torch.manual_seed(3)
-        obs = model.likelihood(torch.randn(6, 1)).sample()
+        obs = model.likelihood(torch.randn(3, 1)).sample()
     wide = pv.defensive()  # on Real there are posteriors with two modes, of which a refined Gaussian sees one
     how = {"proposal": wide, "estimator": pv.multilevel(2000, proposal=wide)} if isinstance(space, Real) else {}
-    found = pv.restore(model, batch_of(obs, space), MISSING, num_draws=500, num_particles=4000, **how)
+    found = pv.restore(model, batch_of(obs, space), MISSING, num_draws=500, num_particles=2000, **how)
     for n, image in enumerate(obs):
 
         def log_pixels(law, image, mask):
@@ -197,14 +197,14 @@ def test_vae_of_one_latent_by_quadrature(space) -> None:
 @pytest.mark.parametrize("noise", [None, 0.3])
 def test_mcmc_gives_the_posterior_mean_of_quadrature(noise) -> None:
     model = one_latent(Binary(SHAPE), seed=4)
-    obs = states(2, 6).reshape(-1, *SHAPE)[[5, 22, 40, 63]]
-    steps = annealed_importance_sampling(30, num_leapfrog=5)
+    obs = states(2, 6).reshape(-1, *SHAPE)[[5, 40]]
+    steps = annealed_importance_sampling(15, num_leapfrog=4)
     found = pv.restore(
-        model, batch_of(obs, model.space), None if noise else MISSING, noise=noise, how="mcmc", num_draws=400,
+        model, batch_of(obs, model.space), None if noise else MISSING, noise=noise, how="mcmc", num_draws=200,
         annealing=steps, score=False,
     )  # fmt: skip
     again = pv.restore(
-        model, batch_of(obs, model.space), None if noise else MISSING, noise=noise, num_draws=400, score=False
+        model, batch_of(obs, model.space), None if noise else MISSING, noise=noise, num_draws=200, score=False
     )
     for n, image in enumerate(obs):
 
@@ -222,8 +222,8 @@ def test_mcmc_gives_the_posterior_mean_of_quadrature(noise) -> None:
         mean, _ = by_quadrature(model, image, log_seen, hidden)
         for each in (found, again):
             got = each.mean[n].flatten() if noise else each.mean[n][MISSING]
-            # means over 400 draws of a probability: standard errors are below .5/√400, chains count as half of them
-            torch.testing.assert_close(got.double(), mean, atol=4 * 0.5 / 400**0.5 * 2**0.5, rtol=0)
+            # means over 200 draws of a probability: standard errors are below .5/√200, chains count as half of them
+            torch.testing.assert_close(got.double(), mean, atol=4 * 0.5 / 200**0.5 * 2**0.5, rtol=0)
     assert "HMC annealed from the prior" in found.how
 
 
