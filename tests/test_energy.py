@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pyro_vae.comparison import compare
 from pyro_vae.contrastive import _gap
 from pyro_vae.energy import EnergyBased
 from pyro_vae.estimators.choice import Choice
+from pyro_vae.estimators.estimate import Bracket
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.intervals import StandardError
 from pyro_vae.log_partition import Constant
@@ -345,3 +347,60 @@ def test_constants_say_what_they_rest_on():
     summed = Constant(1.0, 0, 0, 0, 0, 0, 0)
     assert summed.is_exact
     assert summed.is_stable
+
+
+def test_raise_promises_no_side_in_a_difference(images):
+    """For fair bits, which a steep machine does not draw, the law of one step of annealing lies above the model's."""
+    model = tiny(scale=1.5, hidden_dim=6)
+    model.base_logits.zero_()
+    model.sum_log_partition()
+    obs = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:200]]
+    comparison = compare({"raise": score(model, obs, pv.reverse_annealing(1, 16)), "exact": score(model, obs)})
+    (pair,) = comparison.pairs
+    assert pair.a == "raise"
+    assert pair.told_apart
+    assert pair.direction == "unknown"
+    assert not pair.is_sure
+    assert "RAISE" in pair.warning or "not to be trusted" in pair.warning
+
+
+def test_a_bracket_whose_sides_cross_is_warned_of(images):
+    result = with_error(tiny(), images, 0.01)
+    crossed = Bracket(lower=result.mean + 1, gap=-1.0, gap_se=0.1, num_data=50, num_steps=10, num_chains=4)
+    crossed = replace(result, bracket=crossed)
+    assert "lies above the upper one" in crossed.warning
+    assert f"≤ {result.mean:.2f}" in compare({"rbm": crossed}).table()
+    assert replace(crossed, bracket=replace(crossed.bracket, gap=-0.1, lower=result.mean + 0.1)).warning is None
+
+
+def test_a_summed_log_z_stays_exact_beside_its_lower_side(images):
+    model = tiny()
+    model.sum_log_partition()
+    result = score(model, images[::64], pv.bracket(5, 4, 10))
+    assert (result.direction, result.bias_bound) == ("exact", 0.0)
+    assert result.bracket is not None
+
+
+def test_the_shared_error_reaches_arviz_and_csv(images, tmp_path):
+    result = with_error(tiny(), images, 0.5)
+    elpd = pv.to_arviz({"rbm": result, "same": result})["rbm"]
+    own = math.sqrt(len(images) * result.log_prob.var())
+    assert float(elpd["se"]) == pytest.approx(math.hypot(own, 0.5 * len(images)), rel=1e-12)
+    assert bool(elpd["warning"])
+    result.to_csv(tmp_path / "r.csv")
+    header, row = (tmp_path / "r.csv").read_text().splitlines()[:2]
+    assert header.endswith(",shared_variance")
+    assert row.endswith(",0.25")
+
+
+def test_a_fit_that_diverges_stops_and_says_where():
+    data = pv.load_data("digits", space="binary", seed=0)
+    with pytest.raises(ArithmeticError, match="epoch 1 of RBM: gap is"):
+        pv.fit(RBM(data.space, hidden_dim=4), data, num_epochs=2, learning_rate=1e38, log_z_steps=0, device="cpu")
+
+
+@pytest.mark.parametrize(("name", "value"), [("log_z_steps", -1), ("log_z_chains", 0)])
+def test_settings_of_log_z_are_checked_before_the_fit(name, value):
+    data = pv.load_data("digits", space="binary", seed=0)
+    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+        pv.fit(RBM(data.space, hidden_dim=4), data, num_epochs=1000, device="cpu", **{name: value})
