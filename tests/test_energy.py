@@ -351,7 +351,7 @@ def test_constants_say_what_they_rest_on():
 
 def test_raise_promises_no_side_in_a_difference(images):
     """For fair bits, which a steep machine does not draw, the law of one step of annealing lies above the model's."""
-    model = tiny(scale=1.5, hidden_dim=6)
+    model = tiny(5, scale=1.5, hidden_dim=6)
     model.base_logits.zero_()
     model.sum_log_partition()
     obs = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:200]]
