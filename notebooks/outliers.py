@@ -51,7 +51,8 @@ print(
 # ## Four kinds of outliers
 # The digit left out comes from all parts of the data, since none of its images was used. There is no image of clothes
 # in 8x8 at hand: garments are drawn here, as trousers, shirts, dresses, bags and boots of random size and brightness,
-# which is structure that no digit has. Noise is uniform over the grey levels; flat images have one of 17 levels each.
+# which is structure that no digit has. Noise is uniform over the grey levels; flat images have one of 17 levels each,
+# and these 17 are all that there are: an enumeration and no sample.
 
 # %%
 rng = np.random.default_rng(0)
@@ -108,7 +109,8 @@ for name, fitted_to in {"digits": known, "background": pv.mutated(known, rate=0.
 # `typicality` is |log p - its mean on validation data|, `ratio` is against the background, `complexity` takes off what
 # a compressor needs for the image; `elbo` and `kl` are what the guide says, `reconstruction` a squared error. Test
 # images are dealt out at random, three quarters to calibration and the rest to held-out inliers; neither had a part in
-# the fit or in the choice of its epoch.
+# the fit or in the choice of its epoch. The intervals are about the laws that both samples come from. The flat images
+# are all 17 there are, so that none applies to them: their AUROC stands alone, and is about these held-out inliers.
 
 # %%
 names = ("log_prob", "typicality", "ratio", "complexity", "elbo", "kl", "reconstruction")
@@ -123,19 +125,28 @@ inliers = {name: values[held_out] for name, values in of_inliers.items()}
 
 # %%
 areas = {kind: {n: pv.auroc(s[n], inliers[n]) for n in names} for kind, s in of_outliers.items()}
+areas["flat"] = {n: replace(area, se=np.nan, low=np.nan, high=np.nan) for n, area in areas["flat"].items()}
+
+
+def shown_area(area):
+    return f"{area.value:.3f}" if np.isnan(area.se) else f"{area.value:.3f} [{area.low:.2f}, {area.high:.2f}]"
+
+
 print(f"AUROC [95% interval], {len(held_out)} held-out inliers")
 print(f"{'':16}{'n':>5}  " + "".join(f"{name:>21}" for name in names))
 for kind, row in areas.items():
-    cells = "".join(f"{f'{a.value:.3f} [{a.low:.2f}, {a.high:.2f}]':>21}" for a in row.values())
+    cells = "".join(f"{shown_area(area):>21}" for area in row.values())
     print(f"{kind:16}{len(outliers[kind]):>5}  {cells}")
 
 # %% [markdown]
 # ## p-values
-# p = (1 + number of calibration scores at least as high) / (n + 1). For held-out inliers they are uniform. The test of
-# Kolmogorov and Smirnov against the uniform law takes p-values for independent; they share their calibration data, so
-# that it rejects too often. That of two samples, the scores of calibration and of held-out inliers, asks the same
-# question, with the right law. Outliers are flagged by Benjamini and Hochberg among all images of their kind and the
-# held-out inliers, so that a tenth of the flags is false at most, on average.
+# p = r / (n + 1), r the rank of a score from the top among itself and the n calibration scores, where ties are put in
+# order at random: 1 + the number of higher scores + a uniform draw from 0 to the number of ties. For held-out inliers
+# p is uniform on 1/(n + 1), ..., 1. The test of Kolmogorov and Smirnov against the uniform law takes p-values for
+# independent; they share their calibration data, so that it rejects too often. That of two samples, the scores of
+# calibration and of held-out inliers, asks the same question, with the right law. Outliers are flagged by Benjamini and
+# Hochberg among all images of their kind and the held-out inliers, so that a tenth of the flags is false at most, on
+# average.
 
 # %%
 p_values = {name: pv.conformal_p_values(of_inliers[name][calibration], inliers[name], seed=0) for name in names}
@@ -162,10 +173,10 @@ Image(pv.plot_outliers(areas, p_values, "outliers.png"))
 worst = {name: min(areas, key=lambda kind: areas[kind][name].value) for name in names}
 best = max(names, key=lambda name: areas[worst[name]][name].value)
 fails = [f"{name} at {kind} ({areas[kind][name].value:.2f})" for kind in areas for name in names
-         if areas[kind][name].high < 0.5]  # fmt: skip
+         if (areas[kind][name].value if kind == "flat" else areas[kind][name].high) < 0.5]  # fmt: skip
 print(
     f"No score is best everywhere: the one with the best worst case is {best}, whose AUROC is "
     f"{areas[worst[best]][best].value:.2f} at {worst[best]}, against {areas[worst['log_prob']]['log_prob'].value:.2f} "
-    f"of log p at {worst['log_prob']}; below chance with their whole interval are {', '.join(fails) or 'none'}; one "
-    f"fit, one split, and kinds of outliers that were known when the scores were compared."
+    f"of log p at {worst['log_prob']}; below chance with their whole interval (flat images: as found) are "
+    f"{', '.join(fails) or 'none'}; one fit, one split, and kinds of outliers that were known when the scores were compared."
 )

@@ -109,9 +109,9 @@ def sample_command(
     default="test",
     help="Data of the run that p-values compare with; the fit must not have seen them, and valid chose its epoch.",
 )
-@click.option("--calibration", type=click.IntRange(1), default=1000, help="How many of these, at most.")
-@click.option("--sides", type=click.Choice(SIDES), default="one", help="Whether low scores are extreme too.")
-@click.option("--level", type=click.FloatRange(0, 1, True, True), default=0.1, help="Share of false flags.")
+@click.option("--calibration", type=click.IntRange(1), default=None, help="How many of these, at most (1000).")
+@click.option("--sides", type=click.Choice(SIDES), default=None, help="Whether low scores are extreme too (one).")
+@click.option("--level", type=click.FloatRange(0, 1, True, True), default=None, help="Share of false flags (0.1).")
 @options.estimate_options
 @click.option("--binarize", is_flag=True, help="Draw bits from grey levels, for a model of bits.")
 @options.out
@@ -122,9 +122,9 @@ def score_command(
     name: str,
     background: Path | None,
     calibrate: str,
-    calibration: int,
-    sides: str,
-    level: float,
+    calibration: int | None,
+    sides: str | None,
+    level: float | None,
     data: str | None,
     root: str | None,
     binarize: bool,
@@ -138,6 +138,11 @@ def score_command(
 
     if (background is not None) != (name == "ratio"):
         raise click.UsageError("--background goes with --score ratio, and --score ratio needs it")
+    if calibrate == "none":
+        _refuse("it is of p-values, and --calibrate none has none", calibration=calibration, sides=sides, level=level)
+    if name == "typicality" and calibrate == "valid":
+        raise click.UsageError("--score typicality measures from validation data, which cannot calibrate it as well")
+    level = level or 0.1
     opened, seed = runs.open_run(run, data=data, root=root), how["seed"]
     batch = scoring.read_batch(images, opened, binarize=binarize, seed=seed)
     choice = options.take_choice(how)
@@ -154,8 +159,12 @@ def score_command(
     )
     found, p_values = scorer(batch, [name], result)[name], None
     if calibrate != "none":
-        inliers = scoring.calibration_data(opened, calibrate, calibration, seed)
-        p_values = conformal_p_values(scorer(inliers, [name])[name], found, sides=sides, seed=seed)
+        inliers = scoring.calibration_data(opened, calibrate, calibration or 1000, seed)
+        compared = scorer.log_prob(inliers) if name in scores.BY_LOG_PROB else None
+        if compared is not None:
+            scoring.check_same_way(result, compared)
+        theirs = scorer(inliers, [name], compared)[name]
+        p_values = conformal_p_values(theirs, found, sides=sides or "one", seed=seed)
         _say_calibration(batch, inliers, calibrate)
     ranked = scoring.rank(result, found, p_values, level)
     for place, row in enumerate(ranked[:top], start=1):
@@ -170,6 +179,13 @@ def score_command(
     scoring.write_ranking(ranked, out / "outliers.csv")
     for path in [*study.save_evaluation(result, out, "scores", choice), out / "outliers.csv"]:
         click.echo(f"wrote {path}")
+
+
+def _refuse(why: str, **options: object) -> None:
+    """A usage error for the first of some options that was given and would be ignored."""
+    for name, value in options.items():
+        if value is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} would be ignored: {why}")
 
 
 def _say_calibration(batch: "Batch", inliers: "Batch", which: str) -> None:
@@ -195,9 +211,9 @@ def _say_calibration(batch: "Batch", inliers: "Batch", which: str) -> None:
     help="Images of your own as they were seen; else test data of the run, which get the noise asked for.",
 )
 @options.num_data
-@click.option("--how", type=click.Choice(HOW), default="resampling", help="Draws of the latents, if there are any.")
+@click.option("--how", type=click.Choice(HOW), default=None, help="Draws of the latents, if any (resampling).")
 @click.option("--draws", type=click.IntRange(1), default=16, help="Of each image; for mcmc also the chains.")
-@click.option("--particles", type=click.IntRange(2), default=1000, help="That the draws are resampled from.")
+@click.option("--particles", type=click.IntRange(2), default=None, help="That draws are resampled from (1000).")
 @click.option("--no-score", is_flag=True, help="Leave out log p(missing | given).")
 @options.moved
 @options.seed
@@ -209,9 +225,9 @@ def restore_command(
     noise: float | None,
     images: Path | None,
     num_data: int | None,
-    how: str,
+    how: str | None,
     draws: int,
-    particles: int,
+    particles: int | None,
     no_score: bool,
     data: str | None,
     root: str | None,
@@ -224,6 +240,10 @@ def restore_command(
     from pyro_vae.comparison import compare
     from pyro_vae.restoration.restore import restore
 
+    if images is not None:
+        _refuse("it is for test data, and --images are all restored", num_data=num_data)
+    if how == "mcmc":
+        _refuse("--how mcmc has chains, as many as --draws", particles=particles)
     opened = runs.open_run(run, data=data, root=root)
     truth, seen = restored_files.images_of(opened, images, num_data, noise, seed)
     found = restore(
@@ -235,7 +255,7 @@ def restore_command(
         how=how,
         num_draws=draws,
         num_particles=particles,
-        score=not no_score and (images is None),
+        score=False if no_score or images is not None else None,
         seed=seed,
         device=options.checked(device),
     )
@@ -250,7 +270,7 @@ def restore_command(
 
 @click.command("traverse")
 @options.run
-@click.option("--units", type=click.IntRange(1), default=10, help="Latents, the most used first.")
+@click.option("--units", type=click.IntRange(1), default=None, help="Latents, the most used first (10).")
 @click.option("--steps", type=click.IntRange(2), default=9, help="Images of each.")
 @click.option("--around", type=click.IntRange(0), default=None, help="Test datum whose code is the base.")
 @click.option(
@@ -260,7 +280,7 @@ def restore_command(
     default=None,
     help="Instead: two test data, and the way from one code to the other.",
 )
-@click.option("--way", type=click.Choice(WAYS), default="spherical", help="With --between.")
+@click.option("--way", type=click.Choice(WAYS), default=None, help="With --between (spherical).")
 @options.num_data
 @options.moved
 @options.seed
@@ -268,11 +288,11 @@ def restore_command(
 @options.out
 def traverse_command(
     run: Path,
-    units: int,
+    units: int | None,
     steps: int,
     around: int | None,
     between: tuple[int, int] | None,
-    way: str,
+    way: str | None,
     num_data: int | None,
     data: str | None,
     root: str | None,
@@ -285,20 +305,23 @@ def traverse_command(
 
     from pyro_vae import plot_uses, runs, traversal
 
+    if between:
+        _refuse("it is for traversals, not for the way --between two images", around=around, units=units)
+    else:
+        _refuse("it goes with --between", way=way)
     opened = runs.open_run(run, data=data, root=root)
     batch = opened.data.test if num_data is None else opened.data.test.subset(num_data, seed)
     how: dict[str, Any] = {"guide": opened.guide, "num_steps": steps, "seed": seed, "device": options.checked(device)}
     out.mkdir(parents=True, exist_ok=True)
     context = opened.data.context
     if between:
-        if around is not None:
-            raise click.UsageError("--around is for traversals, and --between for the way from one image to another")
+        way = way or WAYS[0]
         images = traversal.interpolate(opened.model, batch, *between, way=way, **how)
         arrays: dict[str, Any] = {"images": images.numpy()}
         plot_uses.plot_way(images, batch, between, way, out / "interpolation.png", context)
         paths = [out / "interpolation.png", out / "interpolation.npz"]
     else:
-        found = traversal.traverse(opened.model, batch, around=around, num_units=units, **how)
+        found = traversal.traverse(opened.model, batch, around=around, num_units=units or 10, **how)
         arrays = {"images": found.images.numpy(), "units": found.units, "used": found.used, "values": found.values}
         plot_uses.plot_traversal(found, batch, out / "traversal.png", context)
         for unit, used in zip(found.units, found.used, strict=True):

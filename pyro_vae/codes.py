@@ -59,7 +59,7 @@ def features(
     """
     batch = obs if isinstance(obs, Batch) else Batch(obs)
     check_count("num_draws", num_draws)
-    _check_has_codes(model)
+    check_has_codes(model)
     checked_space(model, batch)
     own: Any = getattr(model, "features", None)
     with prepared(model, batch, guide, device, seed) as (pair, args):
@@ -101,7 +101,7 @@ def with_codes() -> list[str]:
     return [name for name, cls in classes.items() if hasattr(cls, "features") or _has_latents(cls)]
 
 
-def _check_has_codes(model: object) -> None:
+def check_has_codes(model: object) -> None:
     """Raise a ValueError for a model whose class says in `no_codes` why its latents are none."""
     if reason := getattr(model, "no_codes", None):
         raise ValueError(f"{type(model).__name__} has no codes: {reason}; {', '.join(with_codes())} have some")

@@ -17,7 +17,7 @@ from pyro_vae.restoration.corruption import Noise
 from pyro_vae.restoration.task import Restoration
 from pyro_vae.rows import finite
 from pyro_vae.runs import Run
-from pyro_vae.spaces import Binary, Quadrants
+from pyro_vae.spaces import Binary, Quadrants, Real
 
 NOISE = 71  # stream of the seed
 
@@ -54,6 +54,8 @@ def images_of(
     batch = replace(batch, obs=batch.obs[:])
     if noise is None:
         return batch.obs, batch
+    if not isinstance(run.data.space, Binary | Real):
+        raise ValueError(f"noise is for real pixels (a standard deviation) and bits (P(flip)), not {run.data.space}")
     generator = torch.Generator().manual_seed(derived_seed(seed, NOISE))
     noisy = Noise(noise).applied(batch.obs, isinstance(run.data.space, Binary), generator)
     return batch.obs, replace(batch, obs=noisy)

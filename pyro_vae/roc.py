@@ -33,8 +33,11 @@ def auroc(outliers: np.ndarray, inliers: np.ndarray, *, level: float = 0.95) -> 
 
     A = mean over all pairs of 1{s > t} + ½ 1{s = t}. With V_i the share of inliers below outlier i and W_j the share of
     outliers above inlier j, se² = var(V)/m + var(W)/n. The interval is taken on the scale of log(A/(1 - A)). Where all
-    pairs are in one order there is no variance to estimate: of the min(m, n) disjoint pairs none was in the other
-    order, and the interval is that of Clopper and Pearson for these.
+    pairs are in one order, or all tie, there is no variance to estimate, and se = 0 says nothing: none of the min(m, n)
+    disjoint pairs was otherwise, so that by Clopper and Pearson a share 1 - e of all pairs at most is, with
+    e = ((1 - level)/2)^(1/min(m, n)). These could lie in either order: the interval is [e A, 1 - e (1 - A)].
+
+    The interval is about the laws of which both are samples; where one is an enumeration, it does not apply.
 
     Args:
         outliers: scores (m,).
@@ -64,8 +67,8 @@ def auroc(outliers: np.ndarray, inliers: np.ndarray, *, level: float = 0.95) -> 
 
 
 def _interval(value: float, se: float, num_pairs: int, level: float) -> tuple[float, float]:
-    if value in (0.0, 1.0):
-        end = ((1 - level) / 2) ** (1 / num_pairs)
-        return (end, 1.0) if value == 1.0 else (0.0, 1 - end)
+    if se == 0:
+        alike = ((1 - level) / 2) ** (1 / num_pairs)
+        return alike * value, 1 - alike * (1 - value)
     half = NormalDist().inv_cdf((1 + level) / 2) * se / (value * (1 - value))
     return float(expit(logit(value) - half)), float(expit(logit(value) + half))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae import traces
 from pyro_vae.checks import check_choice
+from pyro_vae.codes import check_has_codes
 from pyro_vae.comparison import refuse_unlike
 from pyro_vae.data import Batch, Data
 from pyro_vae.decoding import coder_of
@@ -20,7 +21,7 @@ from pyro_vae.estimators.estimate import Estimator
 from pyro_vae.estimators.evaluate import log_likelihood, prepared
 from pyro_vae.estimators.result import LogLikelihood
 from pyro_vae.randomness import derived_seed, reseed
-from pyro_vae.spaces import Binary, Quantized, Real, Space
+from pyro_vae.spaces import Binary, Quadrants, Quantized, Real, Space
 from pyro_vae.traces import Program
 from pyro_vae.uses import SCORES
 
@@ -47,11 +48,12 @@ class Scorer:
     Args:
         model: fitted; one of our models or a Pyro model as for `log_likelihood`.
         guide: of a Pyro model that is not one of ours.
-        estimator: of log p; see `log_likelihood`.
+        estimator: of log p, of the background's and of the reference's too; see `log_likelihood`, which replaces one
+            that does not apply to a model without latents.
         background: p_0, a model in the same space.
         reference: data whose mean log p is typical, for example `data.valid`: not those that p-values are calibrated
             on, which would have a hand in their own scores.
-        seed: of everything random.
+        seed: of everything random; the noise also depends on the digest of the batch, so that two batches share none.
         device: where to compute.
 
     Source: Ren et al., "Likelihood ratios for out-of-distribution detection", 2019, arXiv:1906.02845; Nalisnick et al.,
@@ -71,14 +73,19 @@ class Scorer:
     def __call__(
         self, batch: Batch, names: Sequence[str] = ("log_prob",), result: LogLikelihood | None = None
     ) -> dict[str, np.ndarray]:
-        """The scores asked for, {name: (n,)}, from `result` if log p is known; no datum's depends on the others.
+        """The scores asked for, {name: (n,)}, from `result` if log p is known.
+
+        No datum's score has to do with the other data of its batch but through the noise of the estimates, which is
+        independent from datum to datum, and from batch to batch.
 
         Raises:
             ValueError: an unknown name; a ratio without `background`; a typicality without `reference`; a model
-                without latents asked for terms of the ELBO, or without codes for a reconstruction.
+                without latents asked for terms of the ELBO, or without codes for a KL or a reconstruction.
         """
         for name in names:
             check_choice("score", name, SCORES)
+        if {"kl", "reconstruction"} & set(names):
+            check_has_codes(self.model)
         if "ratio" in names and self.background is None:
             raise ValueError("the score 'ratio' needs a background model: background=...")
         if "typicality" in names and self.reference is None:
@@ -112,26 +119,29 @@ class Scorer:
         return found
 
     def _score(self, model: nn.Module | Program, batch: Batch, stream: int, guide: Program | None) -> LogLikelihood:
-        latent = traces.latent_sites(traces.as_pair(model, guide), batch.subset(1).arguments)[0]
         return log_likelihood(
             model,
             batch,
             guide=guide,
-            estimator=self.estimator if latent else None,
-            seed=derived_seed(self.seed, stream),
+            estimator=self.estimator,
+            seed=self._own_seed(batch, stream),
             device=self.device,
             marginal=False,
         )
 
+    def _own_seed(self, batch: Batch, *stream: int) -> int:
+        """A seed for these data: by position alone, datum i of two batches would be scored with the same draws."""
+        return derived_seed(self.seed, int(batch.digest[:16], 16), *stream)
+
     def _terms(self, batch: Batch) -> dict[str, np.ndarray]:
         """-ELBO and KL of each datum."""
-        elbo, kl = [], []
+        elbo, kl, seed = [], [], self._own_seed(batch, TERMS)
         with prepared(self.model, batch, self.guide, self.device, self.seed) as (pair, args):
             if not traces.matching_sites(pair, tuple(arg[:2] for arg in args)):
                 raise ValueError("the scores 'elbo' and 'kl' need latents, and this model has none")
             tiled = not traces.broadcasts(pair, args, with_density=False)
             for start in range(0, len(args[0]), ROWS):
-                reseed(derived_seed(self.seed, TERMS, start), args[0].device)
+                reseed(derived_seed(seed, start), args[0].device)
                 some = tuple(arg[start : start + ROWS] for arg in args)
                 values, log_q = traces.draw_latents(pair, some, PARTICLES, tiled)
                 log_prior, log_likely = traces.log_prior_and_likelihood(pair, some, values, PARTICLES, tiled)
@@ -143,11 +153,11 @@ class Scorer:
         """Squared error of each datum's reconstruction."""
         space = batch.space or getattr(self.model, "space", None)
         unit = (lambda values: values) if space is None else space.to_unit
-        errors = []
+        errors, seed = [], self._own_seed(batch, TERMS, 1)
         with prepared(self.model, batch, self.guide, self.device, self.seed) as (pair, args):
             coder = coder_of(self.model, pair, args)
             for start in range(0, len(args[0]), ROWS):
-                reseed(derived_seed(self.seed, TERMS, 1, start), args[0].device)
+                reseed(derived_seed(seed, start), args[0].device)
                 some = tuple(arg[start : start + ROWS] for arg in args)
                 back = coder.decode(coder.encode(some), some[1:])
                 errors.append((unit(some[0]) - back).double().flatten(1).square().sum(1))
@@ -186,12 +196,14 @@ def mutated(data: Data, rate: float = 0.1, seed: int = 0) -> Data:
     image shows. Test data stay as they are.
 
     Args:
-        data: of bits, grey levels, or reals that came from grey levels; without given quadrants.
+        data: of bits, grey levels, or reals that came from grey levels; of whole images, without given quadrants.
         rate: 0.1 to 0.3 in Ren et al.
         seed: of the mutations.
 
     Source: Ren et al., "Likelihood ratios for out-of-distribution detection", 2019, arXiv:1906.02845.
     """
+    if isinstance(data.context, Quadrants):
+        raise ValueError(f"mutations are of whole images, and these data are given {data.context}: mutate them before")
     if not 0 < rate < 1:
         raise ValueError(f"rate must lie between 0 and 1, got {rate}")
     if isinstance(data.space, Real) and data.space.levels is None:

@@ -89,6 +89,13 @@ def calibration_data(run: Run, which: str, num: int, seed: int) -> Batch:
     return batch if num >= len(batch) else batch.subset(num, derived_seed(seed, CALIBRATION))
 
 
+def check_same_way(images: LogLikelihood, calibration: LogLikelihood) -> None:
+    """Raise a ValueError unless log p of both was had in the same way: else their scores are not exchangeable."""
+    ways = [f"{each.estimator} ({each.direction}, {each.num_particles} particles)" for each in (images, calibration)]
+    if ways[0] != ways[1]:
+        raise ValueError(f"p-values need one way to log p, got {ways[0]} for the images, {ways[1]} for the calibration")
+
+
 def num_shared(batch: Batch, calibration: Batch) -> int:
     """How many images of a batch are among those of the calibration, bit for bit."""
     known = {row.numpy().tobytes() for row in calibration.obs[:].cpu().contiguous()}

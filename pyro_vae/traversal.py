@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.checks import check_choice, check_count
+from pyro_vae.codes import check_has_codes
 from pyro_vae.data import Batch
 from pyro_vae.decoding import Args, Coder, coder_of, decoded
 from pyro_vae.estimators.evaluate import checked_space, prepared
@@ -61,8 +62,8 @@ def traverse(
             `decode(codes)`, their images in the unit range, as PPCA and autoencoders have them.
         batch: data by which the latents are ordered; its context, if there is one, stays that of the base.
         guide: of a Pyro model that is not one of ours.
-        around: index of the datum whose code is the base; None for the mean of p(z), or of the codes where there is no
-            p(z), and then for the context of the first datum.
+        around: index of the datum whose code is the base, of a model that has codes; None for the mean of p(z), or of
+            the codes where there is no p(z), and then for the context of the first datum.
         num_units: how many latents, the most used first; all if None.
         num_steps: images of each latent.
         seed: of the draws.
@@ -76,6 +77,8 @@ def traverse(
     check_count("num_steps", num_steps, least=2)
     checked_space(model, batch)
     _check_index("around", around, len(batch))
+    if around is not None:
+        check_has_codes(model)
     with prepared(model, batch, guide, device, seed) as (pair, args):
         coder = coder_of(model, pair, args)
         reseed(derived_seed(seed, CODES), args[0].device)
@@ -129,6 +132,7 @@ def interpolate(
     arXiv:1609.04468.
     """
     check_choice("way", way, WAYS)
+    check_has_codes(model)
     check_count("num_steps", num_steps, least=2)
     checked_space(model, batch)
     for name, index in (("start", start), ("stop", stop)):

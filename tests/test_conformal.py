@@ -128,6 +128,21 @@ def test_perfect_order_has_an_interval_all_the_same() -> None:
     assert auroc(np.arange(5.0), np.arange(10, 40.0)).high == pytest.approx(1 - 0.025 ** (1 / 5))
 
 
+def test_scores_that_all_tie_have_an_interval_as_wide_as_pairs_unseen_allow() -> None:
+    found = auroc(np.zeros(5), np.zeros(30))
+    alike = 0.025 ** (1 / 5)  # the least share of ties of which 5 in 5 are no surprise; the others in either order
+    assert (found.value, found.se) == (0.5, 0.0)
+    assert (found.low, found.high) == pytest.approx((0.5 * alike, 1 - 0.5 * alike))
+
+
+def test_interval_of_scores_that_mostly_tie_covers() -> None:
+    rng, rare = np.random.default_rng(6), 0.03  # P(an outlier scores 1): all else is 0, and the area 1/2 + rare/2
+    found = [auroc((rng.random(20) < rare).astype(float), np.zeros(20)) for _ in range(300)]
+    tied = [each for each in found if each.se == 0]
+    assert len(tied) > 100
+    assert all(each.low <= 0.5 + rare / 2 <= each.high for each in tied)
+
+
 def test_too_few_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="outliers must hold at least two scores"):
         auroc(np.array([1.0]), np.arange(3.0))

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import parameters, same
+from scipy.stats import norm
 from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.estimators.ais import annealed_importance_sampling
+from pyro_vae.estimators.estimate import Certificate, Estimate, PrecisionError
 from pyro_vae.masks import NAMES, Pixels, named, share_of
 from pyro_vae.restoration.differences import difference, exact_estimate
 from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real
@@ -260,9 +262,12 @@ def test_vae_cvae_and_independent_pixels_stand_in_one_table() -> None:
     vae, cvae, pixels = quadrant_models()
     obs = torch.randint(2, (12, 4, 4), generator=torch.Generator().manual_seed(0)).float()
     batch, missing = batch_of(obs, Binary((4, 4))), named("bottom_right", (4, 4))
-    how = {"num_draws": 3, "estimator": pv.multilevel(30)}
-    quadrant = (vae, cvae, pixels)
-    results = {name: pv.restore(m, batch, missing, **how).log_prob for name, m in zip("abc", quadrant, strict=True)}
+    estimator = pv.multilevel(30)
+    quadrant = {"a": (vae, estimator), "b": (cvae, estimator), "c": (pixels, None)}
+    results = {
+        name: pv.restore(model, batch, missing, num_draws=3, estimator=how).log_prob
+        for name, (model, how) in quadrant.items()
+    }
     assert {each.given for each in results.values()} == {"quadrants(3)"}
     table = pv.compare(results)
     assert table.quantity == "log p(x | quadrants(3))"
@@ -348,6 +353,36 @@ def test_what_is_refused(options, message) -> None:
         pv.restore(model, batch_of(torch.ones(2, *SHAPE), Binary(SHAPE)), **options)
 
 
+AIS = annealed_importance_sampling(2)
+IGNORED = [  # model, options, what is named
+    ("vae", {"how": "mcmc", "num_particles": 9, "proposal": pv.refined()}, "num_particles and proposal"),
+    ("vae", {"annealing": AIS}, "annealing"),
+    ("vae", {"estimator": pv.multilevel(9), "score": False}, "estimator"),
+    ("vae", {"estimator": pv.multilevel(9), "missing": None, "noise": 0.1}, "estimator"),
+    ("pixels", {"how": "mcmc"}, "how"),
+    ("pixels", {"proposal": pv.refined(), "estimator": pv.multilevel(9)}, "proposal and estimator"),
+    ("pixels", {"num_particles": 9}, "num_particles"),
+    ("made", {"how": "resampling"}, "how"),
+    ("made", {"estimator": pv.multilevel(9)}, "estimator"),
+    ("cvae", {"how": "resampling", "num_particles": 9}, "how and num_particles"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "ignored"), IGNORED, ids=lambda value: str(value)[:40])
+def test_settings_that_would_be_ignored_are_refused(name, options, ignored) -> None:
+    vae, cvae, pixels = quadrant_models()
+    made = build(pv.models.MADE, Binary((4, 4)), hidden_dims=(8,))
+    model = {"vae": vae, "cvae": cvae, "pixels": pixels, "made": made}[name]
+    options = {"missing": named("bottom_right", (4, 4)), **options}
+    with pytest.raises(ValueError, match=f"^{ignored} would be ignored: "):
+        pv.restore(model, batch_of(torch.ones(2, 4, 4), Binary((4, 4))), **options)
+
+
+def test_noise_leaves_no_pixels_missing_to_score() -> None:
+    with pytest.raises(ValueError, match="with noise no pixels are missing"):
+        pv.restore(one_latent(Binary(SHAPE)), batch_of(torch.ones(2, *SHAPE), Binary(SHAPE)), noise=0.1, score=True)
+
+
 def test_grey_levels_have_no_noise_in_closed_form() -> None:
     model = build(pv.models.IndependentPixel, Quantized(SHAPE, 3))
     with pytest.raises(ValueError, match=r"noise is for real pixels .* and bits"):
@@ -359,6 +394,49 @@ def test_an_exact_difference_stays_exact_and_two_bounds_are_refused() -> None:
     assert difference(exact, lambda: exact).log_prob.tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="two lower bounds lies on no known side"):
         difference(replace(exact, direction="lower"), lambda: exact)
+
+
+def estimated(log_prob, bias, **rest):
+    log_prob = np.asarray(log_prob, dtype=np.float64)
+    return Estimate(log_prob, np.full_like(log_prob, 0.01), "unbiased", "multilevel", 9, bias_bound=bias, **rest)
+
+
+def test_the_interval_of_a_difference_holds_what_both_biases_allow() -> None:
+    whole, given = estimated([-9.0, -7.0], 0.3), estimated([-4.0, -3.0], 0.5)
+    found = difference(whole, lambda: given)
+    wanted = vars(found) | {"space": Binary((2,)), "digest": "ab", "seed": 0, "seconds": 0.0}
+    result = pv.LogLikelihood(**wanted)
+    for level in (0.5, 0.95):
+        for of in ("interval", "population_interval"):
+            held = getattr(result, of)(level)
+            half = norm.ppf((1 + level) / 2) * (result.mc_se if of == "interval" else result.test_se)
+            # -4.5 is the difference of the means; log p(given) up to 0.5 above its own, log p(x) up to 0.3
+            assert (held.low, held.high) == pytest.approx((-4.5 - 0.5 - half, -4.5 + 0.3 + half))
+    assert any("log p(given) may lie 0.5 nats above" in note for note in found.notes)
+    small = difference(whole, lambda: replace(given, bias_bound=1e-5))
+    assert len(small.notes) == 1
+    assert difference(whole, lambda: replace(given, bias_bound=None)).bias_bound is None
+
+
+def test_an_upper_bound_keeps_its_entries_and_its_bias_below() -> None:
+    exact = exact_estimate(np.array([-3.0, -2.0]))
+    lower = replace(estimated([-1.0, -1.0], 0.5), direction="lower")
+    found = difference(exact, lambda: lower)
+    assert found.log_prob.tolist() == [-2.0, -1.0]
+    assert (found.direction, found.bias_bound) == ("upper", 0.5)
+
+
+def test_a_difference_says_nothing_that_is_of_one_part_alone() -> None:
+    certificate = Certificate(True, "gap small", 0.1, 0.1, -2, -1, 1, 1, 10)
+    cost = PrecisionError("tf32", 0.003, 0.02, 10, 9, 0.004)
+    whole = estimated(
+        [-9.0], 0.0, notes=("same", "own"), certificate=certificate, precision_error=cost, shares={"annealed": 1.0}
+    )
+    given = estimated([-4.0], 0.0, notes=("same", "other"), precision_error=replace(cost, mean=-0.001, se=0.003))
+    found = difference(whole, lambda: given)
+    assert (found.certificate, found.shares) == (None, {})
+    assert found.precision_error == PrecisionError("tf32", pytest.approx(0.004), 0.04, 10, 9, 0.005)
+    assert found.notes[:3] == ("same", "log p(x): own", "log p(given): other")
 
 
 def test_pixels_that_depend_on_each_other_are_refused() -> None:

@@ -5,15 +5,19 @@ import math
 import zlib
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from commands import call
-from helpers import read_arrays
+from helpers import build, read_arrays
 
 import pyro_vae as pv
 from pyro_vae.data import Batch, Data
+from pyro_vae.estimators.choice import Choice
+from pyro_vae.runs import open_run
 from pyro_vae.scores import compressed_lengths
-from pyro_vae.spaces import Binary, Quantized, Real
+from pyro_vae.scoring import check_same_way
+from pyro_vae.spaces import Binary, Quadrants, Quantized, Real
 
 SPACE = Quantized((4, 4), 5)
 
@@ -70,13 +74,59 @@ def test_reconstruction_is_the_squared_error_of_the_mean_image() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_each_score_of_a_datum_is_its_own(pixels, vae) -> None:
-    some = batch(6)
-    for model, names in ((pixels, ("log_prob", "complexity")), (vae, ("reconstruction", "kl"))):
+def test_each_score_of_a_datum_is_its_own(pixels) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        ppca = pv.models.PPCA(Real((4, 4)), latent_dim=2)  # codes in closed form
+    for model, names in ((pixels, ("log_prob", "complexity")), (ppca, ("log_prob", "reconstruction"))):
+        some = batch(6, space=model.space)
         together = pv.Scorer(model)(some, names)
-        first = pv.Scorer(model)(Batch(some.obs[:3], space=SPACE), names)
-        for name in names:  # the noise of the terms is that of a block, so those agree within it
-            np.testing.assert_allclose(first[name], together[name][:3], atol=1e-6 if model is pixels else 0.7)
+        first = pv.Scorer(model)(Batch(some.obs[:3], space=model.space), names)
+        for name in names:  # up to the order of float32 sums of numbers of some tens
+            np.testing.assert_allclose(first[name], together[name][:3], rtol=1e-5)
+
+
+def test_kl_of_each_datum_is_that_of_the_guide_in_closed_form(vae) -> None:
+    some = batch(6)
+    with torch.no_grad():
+        q = pyro.poutine.trace(vae.guide).get_trace(some.obs).nodes["z"]["fn"].base_dist
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1).numpy()
+    found = np.stack([pv.Scorer(vae, seed=seed)(some, ("kl",))["kl"] for seed in range(30)])
+    error = found.std(0, ddof=1) / math.sqrt(30)
+    assert (np.abs(found.mean(0) - expected) < 4.5 * error).all()
+    assert (error < 0.05 + 0.05 * expected).all()  # small enough that another datum's KL would not pass
+    assert np.ptp(expected) > 9 * error.max()
+
+
+def test_two_batches_share_no_noise_and_the_same_one_has_its_own(vae) -> None:
+    some, names = batch(4), ("log_prob", "kl", "reconstruction")
+    other = Batch(torch.cat([some.obs[:3], 4 - some.obs[3:]]), space=SPACE)
+    scorer = pv.Scorer(vae, estimator=pv.importance_sampling(20), seed=3)
+    first, again, second = (scorer(each, names) for each in (some, some, other))
+    for name in names:
+        assert np.array_equal(first[name], again[name])
+        assert (first[name][:3] != second[name][:3]).all()  # the same images at the same places
+
+
+def test_log_prob_of_an_energy_model_is_by_the_estimator_asked_for() -> None:
+    model = build(("RBM", Binary((2, 2)), None))
+    some = Batch(torch.randint(2, (5, 2, 2), generator=torch.Generator().manual_seed(0)).float(), space=model.space)
+    lower = pv.Scorer(model, estimator=Choice("raise", steps=5, chains=2).build(model, some)).log_prob(some)
+    assert (lower.estimator, lower.direction) == ("reverse_annealing", "lower")
+    upper = pv.Scorer(model).log_prob(some)
+    assert upper.estimator == "exact"
+    with pytest.raises(ValueError, match=r"got reverse_annealing \(lower, 2 particles\) for the images, exact"):
+        check_same_way(lower, upper)
+    check_same_way(lower, lower)
+
+
+def test_a_gan_has_no_codes_and_a_bound_all_the_same() -> None:
+    model = build(("GAN", Real((4, 4)), None))
+    some = batch(3, space=Real((4, 4)))
+    for name in ("kl", "reconstruction"):
+        with pytest.raises(ValueError, match="GAN has no codes: it has no encoder"):
+            pv.Scorer(model)(some, (name,))
+    assert np.isfinite(pv.Scorer(model)(some, ("elbo",))["elbo"]).all()
 
 
 def test_compressed_length_of_a_flat_image_is_the_shorter_and_by_zlib_no_longer() -> None:
@@ -97,6 +147,12 @@ def test_mutated_pixels_are_uniform_and_as_many_as_asked_for() -> None:
     assert torch.equal(found.test.obs, part.obs)
     assert not torch.equal(found.train.obs, found.valid.obs)
     SPACE.check(found.train.obs)
+
+
+def test_a_part_of_an_image_is_not_mutated() -> None:
+    part = Batch(torch.zeros(4, 12), torch.zeros(4, 4), space=Quantized((12,), 5))
+    with pytest.raises(ValueError, match=r"of whole images, and these data are given quadrants\(1\)"):
+        pv.mutated(Data("hidden", Quantized((12,), 5), part, part, part, Quadrants(1, (4, 4))))
 
 
 @pytest.mark.parametrize(
@@ -148,10 +204,36 @@ def test_scores_by_name_and_what_speaks_against_them(vae_run, tiny, tmp_path) ->
     text, _ = scored(vae_run, tmp_path / "own.npy", tmp_path / "o", "--score", "kl", "--calibrate", "valid")
     assert "Note: validation data choose the epoch" in text
     assert "of the images are calibration data themselves" in text
-    text, rows = scored(
-        vae_run, tmp_path / "own.npy", tmp_path / "o", "--score", "ratio", "--background", vae_run, "--sides", "two"
-    )
-    assert all(abs(float(row["score"])) < 40 for row in rows)  # its own background, but for Monte Carlo noise
-    assert "goes with --score ratio" in call(
-        "score", vae_run, tmp_path / "own.npy", "--score", "ratio", "--out", tmp_path, code=2
-    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--score", "ratio"), "goes with --score ratio"),
+        (("--score", "typicality", "--calibrate", "valid"), "measures from validation data, which cannot calibrate"),
+        (("--calibrate", "none", "--calibration", 9), "--calibration would be ignored"),
+        (("--calibrate", "none", "--sides", "one"), "--sides would be ignored"),
+        (("--calibrate", "none", "--level", "0.2"), "--level would be ignored"),
+    ],
+)
+def test_what_the_command_refuses(words, message, vae_run, tiny, tmp_path) -> None:
+    np.save(tmp_path / "own.npy", read_arrays(tiny)["images"][:2])
+    text = call("score", vae_run, tmp_path / "own.npy", "--out", tmp_path, *words, code=2)
+    assert message in " ".join(text.split())
+
+
+def test_ratio_on_the_command_line_is_the_difference_of_two_exact_log_likelihoods(tiny, tmp_path) -> None:
+    fits = {}
+    for name, options in (("gmm", ("--set", "num_components=2")), ("independent_pixel", ())):
+        call("train", "--data", tiny, "--model", name, *options, "--out", tmp_path / name, "--quiet")
+        fits[name] = open_run(tmp_path / name)
+    images = read_arrays(tiny)["images"][:6]
+    np.save(tmp_path / "own.npy", images)
+    words = ("--score", "ratio", "--background", tmp_path / "independent_pixel", "--sides", "two", "--quiet")
+    call("score", tmp_path / "gmm", tmp_path / "own.npy", "--out", tmp_path / "o", *words)
+    own = Batch(torch.from_numpy(images).float(), space=fits["gmm"].data.space)
+    log_prob = {name: pv.log_likelihood(run.model, own).log_prob for name, run in fits.items()}
+    with open(tmp_path / "o" / "outliers.csv", newline="") as file:
+        found = {int(row["index"]): float(row["score"]) for row in csv.DictReader(file)}
+    expected = log_prob["independent_pixel"] - log_prob["gmm"]
+    np.testing.assert_allclose([found[i] for i in range(6)], expected, rtol=1e-9)  # both exact, and seeds play no part

@@ -107,6 +107,15 @@ def test_slerp_keeps_norm_and_angle_and_is_linear_where_there_is_none() -> None:
     torch.testing.assert_close(slerp(torch.zeros(2), b, t), torch.lerp(torch.zeros(2), b, t))
 
 
+def test_a_gan_is_traversed_from_its_prior_and_has_no_codes() -> None:
+    model, some = pv.models.GAN(SPACE, latent_dim=2, hidden_dims=(8,)), batch(6)
+    assert pv.traverse(model, some, num_steps=2).images.shape == (2, 2, 2, 3)
+    with pytest.raises(ValueError, match="GAN has no codes: it has no encoder"):
+        pv.traverse(model, some, around=0)
+    with pytest.raises(ValueError, match="GAN has no codes: it has no encoder"):
+        pv.interpolate(model, some, 0, 1)
+
+
 def test_what_is_refused(ppca) -> None:
     with pytest.raises(ValueError, match="around must be the index of a datum, from 0 to 49, got 50"):
         pv.traverse(ppca, batch(), around=50)

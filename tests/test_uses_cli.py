@@ -26,15 +26,15 @@ def labels_run(tiny, tmp_path_factory):
 
 
 def restored(run, out, *words):
-    text = call("restore", run, "--out", out, "--draws", 3, "--particles", 50, *words)
+    text = call("restore", run, "--out", out, "--draws", 3, *words)
     assert all((out / f"restored.{kind}").is_file() for kind in ("png", "npz", "json"))
     return text, read_arrays(out / "restored.npz"), json.loads((out / "restored.json").read_text())
 
 
 def test_restored_quadrant_stands_beside_the_cvae_and_the_seen_pixels_stay(vae_run, cvae_run, tmp_path) -> None:
     found = {}
-    for name, run in (("vae", vae_run), ("cvae", cvae_run)):
-        text, arrays, figures = restored(run, tmp_path / name, "--missing", "bottom_right", "--num-data", 5)
+    for name, run, words in (("vae", vae_run, ("--particles", 50)), ("cvae", cvae_run, ())):
+        text, arrays, figures = restored(run, tmp_path / name, "--missing", "bottom_right", "--num-data", 5, *words)
         assert "log p(x | quadrants(3)) in nats" in text
         assert arrays["draws"].shape == (3, 5, 4, 4)
         assert arrays["missing"].tolist() == np.pad(np.ones((2, 2), bool), ((2, 0), (2, 0))).tolist()
@@ -94,8 +94,21 @@ def test_traversals_and_the_way_between_two_images(vae_run, labels_run, cvae_run
         assert (tmp_path / run.name / "traversal.png").is_file()
     call("traverse", vae_run, "--between", 0, 4, "--steps", 4, "--out", tmp_path / "way")
     assert read_arrays(tmp_path / "way" / "interpolation.npz")["images"].shape == (4, 4, 4)
-    text = call("traverse", vae_run, "--between", 0, 4, "--around", 1, "--out", tmp_path / "way", code=2)
-    assert "--around is for traversals" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("traverse", "--between", 0, 4, "--around", 1), "--around"),
+        (("traverse", "--between", 0, 4, "--units", 2), "--units"),
+        (("traverse", "--way", "linear"), "--way"),
+        (("restore", "--missing", "top", "--how", "mcmc", "--particles", 50), "--particles"),
+        (("restore", "--missing", "top", "--images", ".", "--num-data", 2), "--num-data"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(words, name, vae_run, tmp_path) -> None:
+    text = call(words[0], vae_run, "--out", tmp_path, *words[1:], code=2)
+    assert f"{name} would be ignored: " in text
 
 
 def test_several_labels_are_drawn_and_others_refused(labels_run, vae_run, tmp_path) -> None:

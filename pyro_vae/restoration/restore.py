@@ -1,6 +1,7 @@
 """`restore`: draws of missing or noisy pixels from the posterior, their mean, and log p(missing | given)."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,13 +32,13 @@ def restore(
     *,
     noise: float | None = None,
     guide: Program | None = None,
-    how: str = "resampling",
+    how: str | None = None,
     num_draws: int = 64,
-    num_particles: int = 1000,
+    num_particles: int | None = None,
     proposal: Proposal | None = None,
     annealing: AnnealedImportanceSampling | None = None,
     estimator: Estimator | None = None,
-    score: bool = True,
+    score: bool | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Restoration:
@@ -60,13 +61,15 @@ def restore(
         missing: True where a pixel is missing, shape (*shape); or the given pixels as `pv.Quadrants`.
         noise: instead, what all pixels suffered: the standard deviation of normal noise (Real), P(flip) (Binary).
         guide: of a Pyro model that is not one of ours.
-        how: "resampling" or "mcmc", for models with latents.
+        how: "resampling" (the default) or "mcmc", for draws of latents.
         num_draws: restored images for each image; of "mcmc" also the chains.
-        num_particles: of which they are resampled.
-        proposal: of the particles, in place of `refined()`.
+        num_particles: of which latents are resampled, or walks of a chain rule; 1000 by default.
+        proposal: of the particles of latents, in place of `refined()`.
         annealing: steps and leapfrog steps of "mcmc"; by default 200 steps of 10.
-        estimator: of log p(x) and log p(given), by default `multilevel(500, proposal=refined())`.
-        score: whether to estimate log p(missing | given).
+        estimator: where there are latents, of log p(x) and log p(given), or of a CVAE's own log p(missing | given); by
+            default `multilevel(500, proposal=refined())`.
+        score: whether to estimate log p(missing | given); by default where pixels are missing, and with noise there
+            is none.
         seed: of everything random.
         device: where to compute; a GPU if there is one.
 
@@ -75,21 +78,38 @@ def restore(
 
     Raises:
         ValueError: neither or both of `missing` and `noise`; pixels or latents of a kind that cannot be restored; a
-            model given other quadrants than these.
+            model given other quadrants than these; a setting that the way to the answer would ignore.
 
     Source: Rezende, Mohamed, Wierstra, "Stochastic backpropagation and approximate inference in deep generative
     models", 2014, arXiv:1401.4082 (imputation); Mattei, Frellsen, "MIWAE", 2019, arXiv:1812.02633 (importance
     resampling of missing pixels).
     """
-    check_choice("how", how, HOW)
+    check_choice("how", how or HOW[0], HOW)
     check_count("num_draws", num_draws)
-    check_count("num_particles", num_particles, least=2)
+    check_count("num_particles", num_particles or 1000, least=2)
     space_of(batch)
     corruption = corruption_of(batch, missing, noise)
+    if score and not isinstance(corruption, Missing):
+        raise ValueError("score=True asks for log p(missing | given), and with noise no pixels are missing")
+    score = isinstance(corruption, Missing) if score is None else score
+    settings: dict[str, object] = {
+        "how": how,
+        "num_particles": num_particles,
+        "proposal": proposal,
+        "annealing": annealing,
+        "estimator": estimator,
+    }
+    if how == "mcmc":
+        _refuse(settings, ("num_particles", "proposal"), "mcmc has chains, as many as num_draws, and no particles")
+    else:
+        _refuse(settings, ("annealing",), "it goes with how='mcmc'")
+    if not score:
+        _refuse(settings, ("estimator",), "it is of log p(missing | given), which is not asked for")
     scorer = estimator or multilevel(500, proposal=refined())
-    score = score and isinstance(corruption, Missing)
     task = Task(model, batch, corruption, guide, num_draws, scorer, score, seed, pick_device(device))
     if isinstance(getattr(model, "context", None), Quadrants):
+        own = "the model is of p(missing | given) and draws from it"
+        _refuse(settings, ("how", "num_particles", "proposal", "annealing"), own)
         return ways.given_quadrants(task)
     checked_space(model, batch)
     with prepared(model, batch, guide, task.device, seed) as (pair, args):
@@ -97,10 +117,18 @@ def restore(
         if latent:
             steps = annealing or annealed_importance_sampling(200)
             chains = replace(steps, num_chains=num_draws, proposal=None) if how == "mcmc" else None
-            return ways.by_latents(task, pair, args, num_particles, proposal or refined(), chains)
+            return ways.by_latents(task, pair, args, num_particles or 1000, proposal or refined(), chains)
+    _refuse(settings, ("how", "proposal", "annealing", "estimator"), "the model has no latents")
     exact = copy.deepcopy(model).double() if isinstance(model, nn.Module) else model
     with prepared(exact, batch, guide, task.device, seed) as (pair, args):
         law = traces.observation(pair, tuple(arg[:2] for arg in args))
         if isinstance(law, ChainRule):
-            return ways.by_walk(task, pair, args, num_particles)
+            return ways.by_walk(task, pair, args, num_particles or 1000)
+        _refuse(settings, ("num_particles",), "the answer is known in closed form")
         return ways.in_closed_form(task, pair, args)
+
+
+def _refuse(settings: Mapping[str, object], names: Sequence[str], why: str) -> None:
+    """Raise a ValueError that names those of some settings that were given, and would be ignored."""
+    if given := [name for name in names if settings[name] is not None]:
+        raise ValueError(f"{' and '.join(given)} would be ignored: {why}")
