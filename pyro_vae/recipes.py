@@ -87,8 +87,14 @@ def _own_entry(name: str, data: Data) -> Entry:
     }
     if not large:
         chain = {key: {"fit": CHAIN_SMALL} for key in chain}
+    energies: dict[str, dict[str, Any]] = {
+        "rbm": {"options": {"hidden_dim": 100}, "fit": {"num_epochs": 200, "learning_rate": 2e-2, "log_z_steps": 2000}},
+        "energy": {},
+    }
+    if large:
+        energies = {"rbm": {"fit": {"num_epochs": 50}}, "energy": {"fit": {"num_epochs": 8, "learning_rate": 5e-4}}}
     ladder = network if large else {**network, "options": {"latent_dims": [16, 8]}}
-    recipes = {"ladder_vae": ladder, **chain}
+    recipes = {"ladder_vae": ladder, **chain, **energies}
     return Entry(name, name, **recipes.get(name, {}))
 
 
