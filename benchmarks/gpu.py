@@ -17,7 +17,7 @@ from ratios import meets
 from report import Report, figures, machine, peak_gib, timed
 
 import pyro_vae as pv
-from pyro_vae.study import FIT_LARGE, NET_LARGE
+from pyro_vae.recipes import FIT_LARGE, NET_LARGE
 
 FULL = {"epochs": 400, "particles": 5000, "num_test": 10_000, "mixtures": (100, 500), "annealing": (10_000, 16, 1000)}
 SMALL = {"epochs": 2, "particles": 200, "num_test": 200, "mixtures": (20,), "annealing": (10, 4, 16)}

@@ -22,7 +22,7 @@ from report import Report, figures, machine, paired_gain, per_image
 
 import pyro_vae as pv
 from pyro_vae.randomness import own_randomness
-from pyro_vae.study import NET_LARGE
+from pyro_vae.recipes import NET_LARGE
 
 FIT = {"batch_size": 128, "learning_rate": 2e-3, "validate_every": 5}
 

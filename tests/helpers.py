@@ -66,6 +66,11 @@ def all_cases(shape, kinds=None):
     return found
 
 
+def cases_of_svi(shape, kinds=None):
+    """Those whose log p, or bound, has the gradient that SVI follows: an energy's lacks that of its constant."""
+    return [case for case in cases(shape, kinds) if not hasattr(getattr(models, case[0]), "estimate_log_partition")]
+
+
 def case_id(case):
     name, space, context = case
     return "-".join(str(part) for part in (name, space, context) if part is not None)

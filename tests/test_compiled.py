@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import build, case_id, cases, parameters, random_args, random_data, same
+from helpers import build, case_id, cases_of_svi, parameters, random_args, random_data, same
 from posterior_targets import CASES, NUM_DATA, model_with
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
@@ -87,7 +87,7 @@ def test_objectives_that_ask_for_a_density_have_the_digits_of_the_pair(guide):
     assert_a_graph_has_the_digits("dreg", guide)
 
 
-@pytest.mark.parametrize("case", cases((2, 2)), ids=case_id)
+@pytest.mark.parametrize("case", cases_of_svi((2, 2)), ids=case_id)
 def test_every_model_has_the_digits_of_the_pair(case):
     model, args = build(case), random_args(case, 6)
     graph, plain = gradients_of(model, args), gradients_of(model, args, compile=False)

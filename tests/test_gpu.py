@@ -9,7 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from helpers import build, case_id, cases, parameters, random_args, random_data
+from helpers import build, case_id, cases, cases_of_svi, parameters, random_args, random_data
 from posterior_targets import CASES, NUM_DATA, model_with
 from test_compiled import gradients_of, taken
 from torch import nn
@@ -69,7 +69,7 @@ def test_every_guide_as_a_cuda_graph(name):
     assert_replays(model_with(name, "VAE"), random_args(CASES["VAE"], NUM_DATA))
 
 
-@pytest.mark.parametrize("case", cases((2, 2)), ids=case_id)
+@pytest.mark.parametrize("case", cases_of_svi((2, 2)), ids=case_id)
 def test_every_model_as_a_cuda_graph(case):
     assert_replays(build(case), random_args(case, 6))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyro_vae as pv
 from pyro_vae import configuration, runs
 from pyro_vae.comparison import SYMBOLS
-from pyro_vae.study import FIT_LARGE, NET_LARGE
+from pyro_vae.recipes import FIT_LARGE, NET_LARGE
 from verification import Row
 
 ITEM = "4 MNIST VAE"
