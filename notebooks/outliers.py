@@ -178,6 +178,6 @@ print(
     f"No score is best everywhere: the one with the best worst case is {best}, whose AUROC is "
     f"{areas[worst[best]][best].value:.2f} at {worst[best]}, against {areas[worst['log_prob']]['log_prob'].value:.2f} "
     f"of log p at {worst['log_prob']}; below chance with their whole interval (flat images: as found) are "
-    f"{', '.join(fails) or 'none'}; one fit, one split, and kinds of outliers that were known when the scores "
-    "were compared."
+    f"{', '.join(fails) or 'none'}; one fit, one split, and kinds of outliers that were known when the scores were "
+    f"compared."
 )
