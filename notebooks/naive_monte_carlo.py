@@ -147,14 +147,15 @@ plt.show()
 
 
 # %%
-naive, wanted = curves["draws from the prior"], curves["draws from the prior"][sizes[-1]][0]
-as_good = next((size for size, (mean, _) in curves["draws from the guide"].items() if mean <= wanted), None)
-steps, (rest, rest_half) = list(annealed)[-1], list(curves["annealing from the prior"].values())[-1]
+few = sizes[min(2, len(sizes) - 1)]
+prior, guide = ({size: f"{mean:.2f} ± {half:.2f}" for size, (mean, half) in curves[f"draws from the {name}"].items()}
+                for name in ("prior", "guide"))  # fmt: skip
+evaluations, (rest, rest_half) = list(annealed)[-1], list(curves["annealing from the prior"].values())[-1]
 trusted = "is certified" if certificate.granted and not reference.warning else "has no certificate"
 print(
-    f"With {sizes[-1]:,} draws from the prior log p(x) of these {num_images} digits comes out {wanted:.2f} ± "
-    f"{naive[sizes[-1]][1]:.2f} nats short of the reference, which {trusted} (gap {certificate.gap:.2f} nats), as a "
-    f"median of {np.median(carriers['prior']):,.0f} draws carry 90% of the sum; "
-    + (f"{as_good:,} from the guide do no worse" if as_good else "no number of draws from the guide tried does as well")
-    + f", and annealing from the prior over {steps:,} evaluations is {rest:.2f} ± {rest_half:.2f} nats short (one fit)."
+    f"With {few:,} draws from the prior log p(x) of these {num_images} digits comes out {prior[few]} nats short of the "
+    f"reference, which {trusted} (gap {certificate.gap:.2f} nats), and with as many from the guide {guide[few]}; with "
+    f"{sizes[-1]:,} from the prior it is {prior[sizes[-1]]}, and a median of {np.median(carriers['prior']):,.0f} draws "
+    f"carry 90% of the sum; annealing from the prior over {evaluations:,} evaluations is {rest:.2f} ± {rest_half:.2f} "
+    "nats short (one fit)."
 )
