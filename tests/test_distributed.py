@@ -160,4 +160,4 @@ def test_what_cannot_be_shared_is_refused(folder):
     for rank in (0, 1):
         text = (folder / f"refused_{rank}.txt").read_text()
         assert "sample runs in one process: start it without torchrun" in text
-        assert "maximum likelihood of GaussianMixture is found in one process" in text
+        assert "GaussianMixture is fitted by maximum likelihood in one process" in text

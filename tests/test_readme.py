@@ -30,9 +30,16 @@ def test_the_example_of_estimators(capsys):
     assert "ELBO" in printed
 
 
+def test_the_example_of_an_energy(capsys):
+    exec(compile(BLOCKS[2], "README.md", "exec"), {})
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("upper ")
+    assert last == "exact"
+
+
 def test_the_model_of_your_own():
     names: dict = {}
-    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    exec(compile(BLOCKS[-1], "README.md", "exec"), names)
     data = pv.load_data("digits", space="real")
     model = names["FactorAnalysis"](data.space)
     history = pv.fit(model, data, num_epochs=5, learning_rate=1e-2)
