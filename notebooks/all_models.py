@@ -23,6 +23,7 @@
 # %%
 import os
 import time
+from dataclasses import replace
 
 import torch
 from IPython.display import Image
@@ -33,6 +34,8 @@ from pyro_vae.fitting import own_method
 
 small = os.environ.get("PYRO_VAE_SMALL") == "1"
 data = pv.load_data("digits", space="binary", seed=0)
+if small:
+    data = replace(data, train=data.train.subset(150, 0), test=data.test.subset(60, 0), intensity=None)
 entries = recipes.all_entries(data)
 print(f"{data.space}: {len(data.train)} train, {len(data.valid)} valid, {len(data.test)} test images")
 print(f"models: {', '.join(entry.name for entry in entries)}")

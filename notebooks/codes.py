@@ -21,6 +21,7 @@
 
 # %%
 import os
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,8 +31,10 @@ from IPython.display import Image
 import pyro_vae as pv
 
 small = os.environ.get("PYRO_VAE_SMALL") == "1"
-num_epochs, num_draws, latent_dim = (8, 200, 10) if small else (100, 2000, 10)
+num_epochs, num_draws, latent_dim = (3, 50, 10) if small else (100, 2000, 10)
 data = pv.load_data("digits", space="binary", binarization="static", seed=0)
+if small:
+    data = replace(data, train=data.train.subset(300, 0), test=data.test.subset(100, 0))
 parts = (data.train, data.valid, data.test)
 line = pv.Real(data.space.shape)  # the same bits as real numbers, for PPCA
 bits_as_numbers = pv.Data("digits", line, *(pv.Batch(part.obs, labels=part.labels, space=line) for part in parts))
@@ -46,7 +49,10 @@ print(f"{data.space}: {len(data.train)} train, {len(data.valid)} valid, {len(dat
 torch.manual_seed(0)
 net = {"latent_dim": latent_dim, "hidden_dims": (200, 200)}
 autoencoder, vae = pv.models.Autoencoder(data.space, **net), pv.models.VAE(data.space, **net)
-ppca, judge = pv.models.PPCA(line, latent_dim=latent_dim), pv.models.BernoulliMixture(data.space, num_components=20)
+ppca, judge = (
+    pv.models.PPCA(line, latent_dim=latent_dim),
+    pv.models.BernoulliMixture(data.space, num_components=5 if small else 20),
+)
 errors = pv.fit(autoencoder, data, seed=0, num_epochs=num_epochs)
 elbo = pv.fit(vae, data, seed=0, num_epochs=num_epochs, batch_size=64, learning_rate=3e-3, kl_warmup=num_epochs // 5)
 pv.fit(ppca, bits_as_numbers)

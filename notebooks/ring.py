@@ -31,7 +31,7 @@ import pyro_vae as pv
 from pyro_vae.data import Data
 
 small = os.environ.get("PYRO_VAE_SMALL") == "1"
-num_train, num_test, num_epochs, num_grid = (1000, 100, 3, 61) if small else (20_000, 2000, 80, 601)
+num_train, num_test, num_epochs, num_grid = (600, 50, 2, 31) if small else (20_000, 2000, 80, 601)
 space = pv.Real((2,))
 torch.manual_seed(0)
 train, valid, test = (pv.Batch(RingLaw().sample((num,)), space=space) for num in (num_train, 2000, num_test))
@@ -65,7 +65,7 @@ with torch.no_grad():
     vae.decoder.center(torch.tensor([[0.0, 0.0], [-2.5, -2.5]]))  # mean, and log standard deviation of p(x | z)
 models = {
     "VAE": vae,
-    "GMM": pv.models.GaussianMixture(space, num_components=20, covariance="full"),
+    "GMM": pv.models.GaussianMixture(space, num_components=5 if small else 20, covariance="full"),
     "PPCA": pv.models.PPCA(space, latent_dim=1),
 }
 settings = {"num_epochs": num_epochs, "batch_size": 200, "learning_rate": 5e-3, "adam_eps": 1e-8, "validate_every": 5}
@@ -125,10 +125,10 @@ print(comparison.table(), comparison.pairs_table(), sep="\n\n")
 # ## The picture and the answer
 
 # %%
-axis = torch.linspace(-1.6, 1.6, 41 if small else 161)
+axis = torch.linspace(-1.6, 1.6, 21 if small else 161)
 grid = torch.cartesian_prod(axis, axis)
 batch = pv.Batch(grid, space=space)
-densities = {"truth": RingLaw().log_prob(grid).exp(), "VAE": np.exp(quadrature(grid, num=61 if small else 301))}
+densities = {"truth": RingLaw().log_prob(grid).exp(), "VAE": np.exp(quadrature(grid, num=31 if small else 301))}
 for name in ("GMM", "PPCA"):
     densities[name] = np.exp(pv.log_likelihood(models[name], batch, device="cpu").log_prob)
 pairs = {each.b if each.a == "truth" else each.a: each for each in comparison.pairs if "truth" in (each.a, each.b)}
