@@ -44,7 +44,9 @@ def where(batch, mask):
 parts = {name: getattr(data, name) for name in ("train", "valid", "test")}
 known = replace(data, **{name: where(part, part.labels != LEFT_OUT) for name, part in parts.items()})
 if small:
-    known = replace(known, train=known.train.subset(200, 0), test=known.test.subset(100, 0))
+    known = replace(
+        known, train=known.train.subset(200, 0), valid=known.valid.subset(40, 0), test=known.test.subset(80, 0)
+    )
 print(
     f"{known.space}: {len(known.train)} train, {len(known.valid)} valid, {len(known.test)} test, no {LEFT_OUT} in any"
 )

@@ -1,11 +1,11 @@
-"""The command line: train, evaluate, compare, bounds, latents; what a fitted model is used for is in `cli_uses.py`."""
+"""The command line: train, evaluate, compare, bounds, latents; the rest is in `cli_uses.py` and `cli_restored.py`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vae import cli_uses, distributed, options
+from pyro_vae import cli_restored, cli_uses, distributed, options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -282,7 +282,7 @@ def latents_command(
     click.echo("\n".join(f"wrote {path}" for path in paths))
 
 
-for command in cli_uses.COMMANDS:
+for command in (*cli_uses.COMMANDS, *cli_restored.COMMANDS):
     main.add_command(command)
 
 

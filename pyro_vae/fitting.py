@@ -105,8 +105,7 @@ def fit(
         raise ValueError("initialize is for a new fit by SVI: other fits have their own start, a resumed fit none")
     if method != "svi":
         way = _checked_way(model, ways[method], method)
-        run_way = _own_training if method == "own" else _maximum_likelihood
-        return run_way(model, way, data, pick_device(device), seed, progress, settings, out)
+        return _by_its_own_way(model, way, method, data, pick_device(device), seed, progress, settings, out)
     traces.check_has_log_prob(model)  # without which there is no ELBO
     pair = traces.as_pair(model, guide)
     known = [field.name for field in dataclasses.fields(svi.Settings)]
@@ -138,9 +137,10 @@ def _checked_way(model: nn.Module, way: Any, method: str) -> Any:
     return way
 
 
-def _own_training(
+def _by_its_own_way(
     model: nn.Module,
     way: Any,
+    method: str,
     data: Data,
     device: torch.device,
     seed: int,
@@ -148,57 +148,51 @@ def _own_training(
     settings: dict[str, Any],
     out: str | Path | None,
 ) -> History:
+    known, started = _check_settings(model, way, settings), time.perf_counter()
+    with _bar(model, progress, "epoch" if method == "own" else "iteration") as bar:
+        model.to(device)
+        if method == "own":
+            rows = _own_training(model, way, data, seed, bar, settings)
+        else:
+            rows = _maximum_likelihood(way, known, data, seed, bar, settings)
+        svi.mark_fitted(model)
+    return _finished(model, rows, started, out)
+
+
+def _own_training(
+    model: nn.Module, way: Any, data: Data, seed: int, bar: Any, settings: dict[str, Any]
+) -> tuple[dict[str, float | None], ...]:
     """By `own_training(data, *, seed, progress, ...)`, which gives one row of named numbers for each epoch.
 
     A way that keeps the parameters of another epoch than the last one says in each row which is "best_epoch" so far.
     """
-    _check_settings(model, way, settings)
-    started = time.perf_counter()
-    with _bar(model, progress, "epoch") as bar:
 
-        def tick(row: dict[str, float]) -> None:
-            bad = [
-                f"{name} is {value}" for name, value in row.items() if value is not None and not math.isfinite(value)
-            ]
-            if bad:
-                raise svi.NonFiniteLoss(f"epoch {row['epoch']} of {type(model).__name__}: {', '.join(bad)}")
-            known = {name: value for name, value in row.items() if value is not None}
-            bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in known.items()), refresh=False)
-            bar.update()
+    def tick(row: dict[str, float | None]) -> None:
+        known = {name: value for name, value in row.items() if value is not None}
+        bad = [f"{name} is {value}" for name, value in known.items() if not math.isfinite(value)]
+        if bad:
+            raise svi.NonFiniteLoss(f"epoch {row['epoch']} of {type(model).__name__}: {', '.join(bad)}")
+        bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in known.items()), refresh=False)
+        bar.update()
 
-        model.to(device)
-        rows = tuple(way(data, seed=seed, progress=tick, **settings))
-        svi.mark_fitted(model)
-    return _finished(model, rows, started, out)
+    return tuple(way(data, seed=seed, progress=tick, **settings))
 
 
 def _maximum_likelihood(
-    model: nn.Module,
-    way: Any,
-    data: Data,
-    device: torch.device,
-    seed: int,
-    progress: bool,
-    settings: dict[str, Any],
-    out: str | Path | None,
-) -> History:
-    known = _check_settings(model, way, settings)
-    started = time.perf_counter()
-    with _bar(model, progress, "iteration") as bar:
+    way: Any, known: list[str], data: Data, seed: int, bar: Any, settings: dict[str, Any]
+) -> tuple[dict[str, float | None], ...]:
+    """By `maximum_likelihood(obs, ...)`, which gives the mean log p of the training data after each iteration."""
 
-        def tick(iteration: int, objective: float) -> None:
-            bar.set_postfix_str(f"train log p {objective:.3f}", refresh=False)
-            bar.update()
+    def tick(iteration: int, objective: float) -> None:
+        bar.set_postfix_str(f"train log p {objective:.3f}", refresh=False)
+        bar.update()
 
-        model.to(device)
-        own = {name: value for name, value in {"seed": seed, "progress": tick}.items() if name in known}
-        obs = data.train.obs
-        if isinstance(obs, Mapped) and "batch_size" not in known:  # a model that needs all of them at once
-            obs = obs[:]
-        trace = way(obs, **own, **settings)  # which moves what it needs to the device
-        svi.mark_fitted(model)
-    rows = tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
-    return _finished(model, rows, started, out)
+    own = {name: value for name, value in {"seed": seed, "progress": tick}.items() if name in known}
+    obs = data.train.obs
+    if isinstance(obs, Mapped) and "batch_size" not in known:  # a model that needs all of them at once
+        obs = obs[:]
+    trace = way(obs, **own, **settings)  # which moves what it needs to the device
+    return tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
 
 
 def _check_settings(model: nn.Module, way: Any, settings: dict[str, Any]) -> list[str]:

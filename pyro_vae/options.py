@@ -195,3 +195,10 @@ def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise click.BadParameter(f"expected whole numbers with commas, got {text!r}", param_hint="--curve") from error
+
+
+def refuse(why: str, **options: object) -> None:
+    """A usage error for the first of some options that was given and would be ignored."""
+    for name, value in options.items():
+        if value is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} would be ignored: {why}")

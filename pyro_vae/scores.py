@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -88,8 +89,6 @@ class Scorer:
             check_has_codes(self.model)
         if "ratio" in names and self.background is None:
             raise ValueError("the score 'ratio' needs a background model: background=...")
-        if "typicality" in names and self.reference is None:
-            raise ValueError("the score 'typicality' needs data whose log p is typical: reference=data.valid")
         found: dict[str, np.ndarray] = {}
         if set(names) & BY_LOG_PROB:
             found |= self._by_log_prob(result or self.log_prob(batch), batch, names)
@@ -103,13 +102,19 @@ class Scorer:
         """Log p of the batch, given its context if there is one."""
         return self._score(self.model, batch, LOG_PROB, self.guide)
 
+    @cached_property
+    def _typical(self) -> float:
+        """Mean log p over `reference`, nats, estimated once for all batches."""
+        if self.reference is None:
+            raise ValueError("the score 'typicality' needs data whose log p is typical: reference=data.valid")
+        return self._score(self.model, self.reference, REFERENCE, self.guide).mean
+
     def _by_log_prob(self, result: LogLikelihood, batch: Batch, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Those of the scores that rest on log p."""
         surprise = -result.log_prob
         found = {"log_prob": surprise}
-        if "typicality" in names and self.reference is not None:
-            typical = self._score(self.model, self.reference, REFERENCE, self.guide)
-            found["typicality"] = np.abs(surprise + typical.mean)  # |m - log p|
+        if "typicality" in names:
+            found["typicality"] = np.abs(surprise + self._typical)  # |m - log p|
         if "ratio" in names and self.background is not None:
             other = self._score(self.background, batch, BACKGROUND, None)
             refuse_unlike("the model", result, "the background", other)

@@ -35,7 +35,7 @@ LAYERS = [  # a file imports its own layer and those above it in this list
     {"recipes", "study", "pictures", "scoring", "plot_uses"},
     {"restored_files"},
     {"options"},
-    {"cli_uses"},
+    {"cli_uses", "cli_restored"},
     {"cli"},
     {"__main__"},
 ]
@@ -54,7 +54,7 @@ FOR_MODELS = {"distributions", "networks", "guides", "priors", "spaces", "em", "
     "randomness",
     "spherical",
 }
-CLI = ("cli", "cli_uses")  # the files that print
+CLI = ("cli", "cli_uses", "cli_restored")  # the files that print
 HEAVY = ("torch", "pyro", "arviz", "matplotlib", "sklearn", "torchvision")
 
 
