@@ -264,6 +264,7 @@ class Deferred(Tensor):
                 return waits
         return func(*_plain(args), **_plain(kwargs or {}))
 
+    # Torch's stub declares another signature than the one it calls.
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return func(*_plain(args), **_plain(kwargs or {}))  # what reached torch by another way
