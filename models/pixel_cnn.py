@@ -1,5 +1,8 @@
 """PixelCNN: the chain rule over pixels by gated convolutions that see above and to the left only."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -22,10 +25,15 @@ class PixelCNN(PixelByPixel):
         num_layers: number of gated layers, the first included.
         kernel_size: of all layers but the first, odd.
         first_kernel_size: of the first layer, odd.
+        dilations: of the layers after the first, in turn and over again: distances between the pixels that a kernel
+            takes. With (1, 2, 4) a few layers see the whole of a stroke.
+        coordinates: whether the first layer also sees the row and the column of each pixel, from -1 to 1.
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016, arXiv:1601.06759; van den
     Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, "Conditional Image Generation with PixelCNN Decoders",
-    2016, arXiv:1606.05328.
+    2016, arXiv:1606.05328. Dilations: Yu, Koltun, "Multi-scale context aggregation by dilated convolutions", 2016,
+    arXiv:1511.07122; coordinates: Liu, Lehman, Molino, Petroski Such, Frank, Sergeev, Yosinski, "An intriguing failing
+    of convolutional neural networks and the CoordConv solution", 2018, arXiv:1807.03247.
     """
 
     def __init__(
@@ -36,6 +44,8 @@ class PixelCNN(PixelByPixel):
         num_layers: int = 6,
         kernel_size: int = 3,
         first_kernel_size: int = 7,
+        dilations: Sequence[int] = (1,),
+        coordinates: bool = False,
     ) -> None:
         super().__init__(space)
         _check_image(space.shape)
@@ -44,21 +54,43 @@ class PixelCNN(PixelByPixel):
         for name, size in {"kernel_size": kernel_size, "first_kernel_size": first_kernel_size}.items():
             if not isinstance(size, int) or size < 3 or size % 2 == 0:
                 raise ValueError(f"{name} must be odd, 3 or more, got {size!r}")
-        self.layers = nn.ModuleList([_Gated(1, num_channels, first_kernel_size, is_first=True)])
-        self.layers.extend(_Gated(num_channels, num_channels, kernel_size) for _ in range(num_layers - 1))
-        self.reach = 1 + first_kernel_size // 2 + (num_layers - 1) * (kernel_size // 2)  # rows above that a pixel sees
+        if not isinstance(dilations, Sequence) or not dilations:
+            raise ValueError(f"dilations must be a sequence of at least one whole number, got {dilations!r}")
+        for each in dilations:
+            check_count("dilations", each)
+        self.coordinates = coordinates
+        self.layers = nn.ModuleList([_Gated(3 if coordinates else 1, num_channels, first_kernel_size, is_first=True)])
+        wide = [dilations[index % len(dilations)] for index in range(num_layers - 1)]
+        self.layers.extend(_Gated(num_channels, num_channels, kernel_size, dilation=each) for each in wide)
+        self.reach = 1 + first_kernel_size // 2 + sum(wide) * (kernel_size // 2)  # rows above that a pixel sees
         hidden, out = (
             nn.Conv2d(num_channels, num_channels, 1),
             nn.Conv2d(num_channels, num_logits(space), 1, bias=False),
         )
         self.head = nn.Sequential(nn.ReLU(), hidden, nn.ReLU(), out)
 
-    def hidden(self, images: Tensor) -> Tensor:
-        """(n, num_channels, height, width) from pixels (n, height, width); those of a pixel see what is before it."""
-        above = left = self.space.to_unit(images).unsqueeze(1)
+    def hidden(self, images: Tensor, first_row: int = 0) -> Tensor:
+        """(n, num_channels, rows, width) from rows of pixels (n, rows, width); those of a pixel see what is before it.
+
+        Args:
+            images: rows of the images.
+            first_row: where the first of them lies in the image.
+        """
+        above = left = self._planes(images, first_row)
         for layer in self.layers:
             above, left = layer(above, left)
         return left
+
+    def _planes(self, images: Tensor, first_row: int) -> Tensor:
+        """What the first layer sees, (n, 1 or 3, rows, width): the pixels and, if asked for, their coordinates."""
+        pixels = self.space.to_unit(images).unsqueeze(1)
+        if not self.coordinates:
+            return pixels
+        height, width = self.space.shape[-2:]
+        down, across = (torch.linspace(-1, 1, size).to(pixels) for size in (height, width))
+        rows = down[first_row : first_row + images.shape[-2]]
+        place = torch.stack([rows[:, None].expand(-1, width), across.expand(len(rows), -1)])
+        return torch.cat([pixels, place.expand(len(pixels), -1, -1, -1)], 1)
 
     def logits(self, obs: Tensor) -> Tensor:
         """Those of every pixel (..., *shape, P), P = 1 or levels, given the pixels before it; obs (..., *shape)."""
@@ -72,8 +104,9 @@ class PixelCNN(PixelByPixel):
 
         def step(rows: Tensor, index: int) -> Tensor:
             row, column = divmod(index, width)
-            seen = rows.reshape(-1, height, width)[:, max(0, row - self.reach) : row + 1]
-            at_pixel = self.hidden(seen)[:, :, -1:, column : column + 1]
+            first_row = max(0, row - self.reach)
+            seen = rows.reshape(-1, height, width)[:, first_row : row + 1]
+            at_pixel = self.hidden(seen, first_row)[:, :, -1:, column : column + 1]
             return bias[index] + self.head(at_pixel).flatten(1)
 
         return step
@@ -82,20 +115,23 @@ class PixelCNN(PixelByPixel):
 class _Gated(nn.Module):
     """One layer of both stacks, (n, channels, height, width) each: tanh(a) σ(b) of convolutions a and b."""
 
-    def __init__(self, in_channels: int, channels: int, size: int, is_first: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, size: int, *, is_first: bool = False, dilation: int = 1
+    ) -> None:
         super().__init__()
-        self.radius, self.is_first = size // 2, is_first
-        self.vertical = nn.Conv2d(in_channels, 2 * channels, (self.radius + 1, size))  # a pixel's row and those above
-        # In the first layer the horizontal stack must not see the pixel itself; later its features are free of it.
-        self.horizontal = nn.Conv2d(in_channels, 2 * channels, (1, self.radius + (not is_first)))
+        radius, self.is_first, self.reach = size // 2, is_first, size // 2 * dilation
+        # A pixel's row and those above: the vertical kernel. In the first layer the horizontal stack must not see the
+        # pixel itself; later its features are free of it.
+        self.vertical = nn.Conv2d(in_channels, 2 * channels, (radius + 1, size), dilation=dilation)
+        self.horizontal = nn.Conv2d(in_channels, 2 * channels, (1, radius + (not is_first)), dilation=(1, dilation))
         self.link = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, above: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        vertical = self.vertical(pad(above, (self.radius, self.radius, self.radius, 0)))
+        vertical = self.vertical(pad(above, (self.reach, self.reach, self.reach, 0)))
         one_row_up = pad(vertical[:, :, :-1], (0, 0, 1, 0))
         seen = left[..., :-1] if self.is_first else left
-        horizontal = self.out(_gate(self.horizontal(pad(seen, (self.radius, 0))) + self.link(one_row_up)))
+        horizontal = self.out(_gate(self.horizontal(pad(seen, (self.reach, 0))) + self.link(one_row_up)))
         return _gate(vertical), horizontal if self.is_first else left + horizontal
 
 

@@ -27,6 +27,9 @@ MODELS = {
     "made": lambda space: MADE(space, hidden_dims=(24, 24), activation="tanh", num_features=4),
     "made in a random order": lambda space: MADE(space, hidden_dims=(24,), activation="tanh", order_seed=3),
     "pixel_cnn": lambda space: PixelCNN(space, num_channels=6, num_layers=3, first_kernel_size=3),
+    "pixel_cnn with holes and coordinates": lambda space: PixelCNN(
+        space, num_channels=6, num_layers=4, first_kernel_size=3, dilations=(1, 2), coordinates=True
+    ),
     "pixel_rnn": lambda space: PixelRNN(space, hidden_dim=8),
     "pixel_rnn of two lstm": lambda space: PixelRNN(space, cell="lstm", hidden_dim=6, num_layers=2),
 }
@@ -261,6 +264,8 @@ def test_plain_svi_raises_the_exact_log_p():
         (lambda: MADE(Binary((2, 2)), num_features=0), "num_features must be a whole number of at least 1, got 0"),
         (lambda: PixelCNN(Binary((4,))), r"images \(height, width\) or \(1, height, width\), got shape \(4,\)"),
         (lambda: PixelCNN(Quantized((3, 4, 4))), r"PixelCNN needs images .* got shape \(3, 4, 4\)"),
+        (lambda: PixelCNN(Binary((4, 4)), dilations=(1, 0)), "dilations must be a whole number of at least 1, got 0"),
+        (lambda: PixelCNN(Binary((4, 4)), dilations=2), "dilations must be a sequence of at least one .* got 2"),
         (lambda: PixelCNN(Binary((4, 4)), kernel_size=4), "kernel_size must be odd, 3 or more, got 4"),
         (lambda: PixelCNN(Binary((4, 4)), first_kernel_size=1), "first_kernel_size must be odd, 3 or more, got 1"),
         (lambda: PixelCNN(Binary((4, 4)), num_layers=0), "num_layers must be a whole number of at least 1, got 0"),
