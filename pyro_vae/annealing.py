@@ -45,6 +45,15 @@ def sigmoid_schedule(num_steps: int, sharpness: float = 4.0) -> Tensor:
     return (betas - betas[0]) / (betas[-1] - betas[0])
 
 
+def exponential_schedule(num_steps: int, sharpness: float = 3.0) -> Tensor:
+    """β_t = (1 - exp(-s t/T)) / (1 - exp(-s)), slow at its end alone; shape (num_steps + 1,), float64.
+
+    For a path whose chains mix at once at its start, so that most of the variance comes from its last tenth.
+    """
+    betas = -torch.expm1(-sharpness * torch.linspace(0, 1, num_steps + 1, dtype=torch.float64))
+    return betas / betas[-1]
+
+
 @dataclass(frozen=True)
 class Weights:
     """Log weights (num_chains, ...) with log-mean `log_mean` and its relative variance, both of shape (...)."""
