@@ -49,10 +49,11 @@ types: $(STAMP)
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
+# Bytecode once at installation, not in every process of the tests where Python is told to write none.
 $(STAMP): pyproject.toml requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv \
-		&& $(BIN)/uv pip install -q --python $(BIN)/python $(UVFLAGS) $(INSTALL) \
+		&& $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python $(UVFLAGS) $(INSTALL) \
 		|| $(BIN)/python -m pip install -q --disable-pip-version-check $(INSTALL)
 	touch $@
 

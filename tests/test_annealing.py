@@ -11,7 +11,7 @@ from oracles import LinearGaussian, TwoModes
 
 import pyro_vae as pv
 from pyro_vae import graphs, traces
-from pyro_vae.annealing import anneal, log_partition, sigmoid_schedule
+from pyro_vae.annealing import anneal, exponential_schedule, log_partition, sigmoid_schedule
 from pyro_vae.estimators.ais import Annealer, bias_of_chains, check_chains
 from pyro_vae.estimators.estimate import Estimate
 from pyro_vae.estimators.hmc import GeometricPath, Tuning, pilot
@@ -46,6 +46,14 @@ def test_the_schedule_rises_from_zero_to_one_and_is_symmetric():
     assert betas[-1] == 1
     assert bool((betas.diff() > 0).all())
     assert torch.allclose(betas + betas.flip(0), torch.ones(12, dtype=torch.float64), atol=1e-12)
+
+
+def test_the_exponential_schedule_slows_down_by_its_sharpness():
+    """Steps shrink by e^{-s} from the first to the last: dβ/dt ∝ exp(-s t/T)."""
+    steps = exponential_schedule(1001, sharpness=2.0).diff()
+    assert steps.sum().item() == pytest.approx(1, abs=1e-12)
+    assert (steps[-1] / steps[0]).item() == pytest.approx(math.exp(-2 * 1000 / 1001), rel=1e-9)
+    torch.testing.assert_close(steps[1:] / steps[:-1], steps.new_full((1000,), math.exp(-2 / 1001)), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("resample", [False, True])
