@@ -102,6 +102,7 @@ def measure(run: Run, setting: Setting) -> dict[str, Any]:
         "elbo": None if sampled.elbo is None else float(sampled.elbo.mean()),
         "kde": float(window.log_density.mean()),
         "kde_bandwidth": window.bandwidth,
+        "kde_bandwidth_is_at_end": window.is_at_end,
         "fit_seconds": record["seconds"],
         "fit_cpu_seconds": record["cpu_seconds"],
         "ais_per_image": per_image(annealed.log_prob),

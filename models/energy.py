@@ -1,7 +1,7 @@
 """A convolutional network as an energy: log p(x) = log p_0(x) + CNN(x) - log Z."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -88,5 +88,16 @@ class ConvolutionalEnergy(EnergyBased):
         log_z_chains: int = 100,
     ) -> list[dict[str, float | None]]:
         """Persistent contrastive divergence by Gibbs with gradients, then log Z; see `EnergyBased`."""
-        settings: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        return self.contrastive_training(**settings)
+        return self.contrastive_training(
+            data,
+            seed=seed,
+            progress=progress,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_chains=num_chains,
+            num_moves=num_moves,
+            averaging=averaging,
+            log_z_steps=log_z_steps,
+            log_z_chains=log_z_chains,
+        )

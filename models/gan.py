@@ -96,7 +96,7 @@ class GAN(nn.Module):
         batch_size: int = 64,
         learning_rate: float = 1e-3,
         penalty: float = 0.1,
-        num_noise: int = 200,
+        num_noise: int | None = None,
     ) -> list[dict[str, float | None]]:
         """Train G against a discriminator, then fit σ (unless it was given) to validation data by maximum likelihood.
 
@@ -108,11 +108,14 @@ class GAN(nn.Module):
             batch_size: of data and of draws.
             learning_rate: of generator and discriminator.
             penalty: γ on the discriminator's gradient; see `adversarial.train`.
-            num_noise: validation data that σ is fitted to, a seeded subset.
+            num_noise: validation data that σ is fitted to, a seeded subset; 200 if None. Refused where σ was given.
 
         Returns:
             A row for each epoch; see `adversarial.train`.
         """
+        if num_noise is not None and not self.observation.is_learned:
+            raise ValueError(f"num_noise is of the fit of the noise scale, which was given, got num_noise={num_noise}")
+        num_noise = 200 if num_noise is None else num_noise
         for name, count in (("num_epochs", num_epochs), ("batch_size", batch_size), ("num_noise", num_noise)):
             check_count(name, count)
         check_number("learning_rate", learning_rate, above=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,19 @@ class RBM(EnergyBased):
         log_z_chains: int = 100,
     ) -> list[dict[str, float | None]]:
         """Persistent contrastive divergence by block Gibbs sampling, then log Z; see `EnergyBased`."""
-        settings: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        return self.contrastive_training(**settings)
+        return self.contrastive_training(
+            data,
+            seed=seed,
+            progress=progress,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_chains=num_chains,
+            num_moves=num_moves,
+            averaging=averaging,
+            log_z_steps=log_z_steps,
+            log_z_chains=log_z_chains,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,15 @@ SCALES = tuple(10 ** (-2 + step / 10) for step in range(21))  # 0.01 to 1, in un
 
 
 class ParzenWindow(NamedTuple):
-    """Log densities (n,) of the data, nats, float64, and the bandwidth that was chosen, in units of the data."""
+    """Log densities (n,) of the data, nats, float64, and the bandwidth that was chosen, in units of the data.
+
+    Attributes:
+        is_at_end: whether it is the smallest or the largest of several, so that one beyond may suit the data better.
+    """
 
     log_density: Tensor
     bandwidth: float
+    is_at_end: bool
 
 
 @torch.no_grad()
@@ -52,7 +57,8 @@ def parzen_window(samples: Tensor, valid: Tensor, test: Tensor, bandwidths: Sequ
         check_number("bandwidth", bandwidth, above=0)
     scored = _log_densities(samples, valid, bandwidths).mean(1)
     best = bandwidths[int(scored.argmax())]
-    return ParzenWindow(_log_densities(samples, test, (best,))[0], best)
+    is_at_end = len(bandwidths) > 1 and best in (min(bandwidths), max(bandwidths))
+    return ParzenWindow(_log_densities(samples, test, (best,))[0], best, is_at_end)
 
 
 def _log_densities(samples: Tensor, obs: Tensor, bandwidths: Sequence[float]) -> Tensor:

@@ -131,6 +131,14 @@ def test_a_seed_has_its_digits_and_the_fit_leaves_the_random_state() -> None:
     assert not any("discriminator" in name for name in first)
 
 
+def test_data_for_a_noise_scale_that_was_given_are_refused() -> None:
+    gan = pv.models.GAN(Real((3,)), latent_dim=2, hidden_dims=(4,), noise_scale=0.1)
+    with pytest.raises(
+        ValueError, match="num_noise is of the fit of the noise scale, which was given, got num_noise=5"
+    ):
+        pv.fit(gan, data_of(torch.zeros(9, 3)), num_epochs=1, num_noise=5, device="cpu")
+
+
 def test_a_given_noise_scale_stays_and_a_fitted_one_moves() -> None:
     obs = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
     for scale in (0.3, None):
@@ -193,6 +201,7 @@ def test_the_parzen_window_of_given_bandwidth_is_the_mean_of_its_kernels() -> No
     samples, test = (torch.from_numpy(rng.normal(size=(num, 2, 2))) for num in (7, 5))
     kernels = Normal(samples, 0.5).log_prob(test.unsqueeze(1)).sum((-1, -2)).exp()  # (5, 7)
     found = parzen_window(samples, test, test, bandwidths=(0.5,))
+    assert not found.is_at_end  # there was no choice
     torch.testing.assert_close(found.log_density, kernels.mean(1).log(), rtol=1e-12, atol=0)
 
 
@@ -201,7 +210,9 @@ def test_many_samples_on_a_line_give_the_convolution_with_the_kernel() -> None:
     quantiles = Normal(0.0, 1.0).icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000).unsqueeze(1)
     test = torch.tensor([[-1.0], [0.0], [0.7]], dtype=torch.float64)
     found = parzen_window(quantiles, quantiles[::100], test, bandwidths=(0.2, 1.0, 3.0))
-    assert found.bandwidth == 0.2
+    assert (found.bandwidth, found.is_at_end) == (0.2, True)
+    between = parzen_window(quantiles[::2000], quantiles[::100], test, bandwidths=(1e-3, 0.2, 9.0))
+    assert (between.bandwidth, between.is_at_end) == (0.2, False)
     expected = Normal(0.0, math.sqrt(1 + 0.2**2)).log_prob(test[:, 0])
     torch.testing.assert_close(found.log_density, expected.double(), rtol=0, atol=1e-4)  # 1/S at a quantile's cell
 
