@@ -49,7 +49,7 @@ types: $(STAMP)
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
-# Bytecode once at installation, not in every process of the tests where Python is told to write none.
+# uv leaves the bytecode to the first import; with PYTHONDONTWRITEBYTECODE set, every process would compile it again.
 $(STAMP): pyproject.toml requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv \

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from report import machine
 
 import pyro_vae as pv
 from pyro_vae.configuration import Config
@@ -59,6 +60,7 @@ def measure(row: str, asked: argparse.Namespace) -> dict[str, object]:
     exact = model.sum_log_partition() if row == "rbm_20" else None
     return {
         "row": row,
+        **machine(torch.device("cpu")),
         "fit_cpu_seconds": fit_record(folder)["cpu_seconds"],
         "log_z_cpu_seconds": log_z_seconds,
         "both_sides_cpu_seconds": seconds,

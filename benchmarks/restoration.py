@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from report import Report, figures, machine
 
 import pyro_vae as pv
 
@@ -42,12 +43,20 @@ def main():
     parser.add_argument("--root")
     parser.add_argument("--num-data", type=int)
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path("runs/restoration"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/restoration"), help="folder of pictures, comparison.json"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file"
+    )
     arguments = parser.parse_args()
     data = pv.load_data(arguments.data, space="real", root=arguments.root, seed=0)
     models, seconds = fitted(data, data.given("quadrants", QUADRANTS), arguments.data, arguments.epochs)
     batch = data.test if arguments.num_data is None else data.test.subset(arguments.num_data, 0)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    setting = {"data": data.name, "epochs": arguments.epochs, "quadrants": QUADRANTS}
+    header = {"benchmark": "restoration", "setting": setting, **machine(torch.device("cpu"))}
+    report = Report(arguments.results / f"restoration_{data.name}.json", header)
     results = {}
     for row, model in models.items():
         started = time.process_time()
@@ -56,8 +65,8 @@ def main():
         missing = found.missing
         error = float((found.mean - batch.obs)[:, missing].square().mean().sqrt())
         seen = pv.plot_restoration(found, batch, batch.obs, arguments.out / f"{row}.png")
-        cpu = time.process_time() - started
-        print(f"{row}: {found.how}; RMSE of the mean {error:.4f}; {cpu:.0f} s of CPU; {seen}", flush=True)
+        cpu = {"fit_cpu_seconds": seconds[row], "cpu_seconds": time.process_time() - started}
+        report.add(model=row, how=found.how, rmse_of_mean=error, picture=str(seen), **cpu, **figures(found.log_prob))
     comparison = pv.compare(results, train_seconds=seconds)
     print(comparison.report())
     print(comparison.to_json(arguments.out / "restoration.json", data_name=data.name))

@@ -26,8 +26,9 @@ class PixelCNN(PixelByPixel):
         kernel_size: of all layers but the first, odd.
         first_kernel_size: of the first layer, odd.
         dilations: of the layers after the first, in turn and over again: distances between the pixels that a kernel
-            takes. With (1, 2, 4) a few layers see the whole of a stroke.
-        coordinates: whether the first layer also sees the row and the column of each pixel, from -1 to 1.
+            takes, each at most as far as the layers before see to the left, so that no pixel is left out. With
+            (1, 2, 4) a few layers see the whole of a stroke.
+        coordinates: whether the first layer also sees the row and the column, from -1 to 1, of the pixels that it sees.
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016, arXiv:1601.06759; van den
     Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, "Conditional Image Generation with PixelCNN Decoders",
@@ -56,13 +57,23 @@ class PixelCNN(PixelByPixel):
                 raise ValueError(f"{name} must be odd, 3 or more, got {size!r}")
         if not isinstance(dilations, Sequence) or not dilations:
             raise ValueError(f"dilations must be a sequence of at least one whole number, got {dilations!r}")
-        for each in dilations:
-            check_count("dilations", each)
+        for place, each in enumerate(dilations):
+            check_count(f"dilations[{place}]", each)
+        if not isinstance(coordinates, bool):
+            raise ValueError(f"coordinates must be True or False, got {coordinates!r}")
         self.coordinates = coordinates
         self.layers = nn.ModuleList([_Gated(3 if coordinates else 1, num_channels, first_kernel_size, is_first=True)])
-        wide = [dilations[index % len(dilations)] for index in range(num_layers - 1)]
-        self.layers.extend(_Gated(num_channels, num_channels, kernel_size, dilation=each) for each in wide)
-        self.reach = 1 + first_kernel_size // 2 + sum(wide) * (kernel_size // 2)  # rows above that a pixel sees
+        seen = first_kernel_size // 2  # pixels to the left that the layers so far see
+        for layer in range(1, num_layers):
+            dilation = dilations[(layer - 1) % len(dilations)]
+            if dilation > seen:
+                raise ValueError(
+                    f"layer {layer + 1} has dilation {dilation} where those before it see {seen} pixels to the left: "
+                    "some pixels would be left out"
+                )
+            self.layers.append(_Gated(num_channels, num_channels, kernel_size, dilation=dilation))
+            seen += kernel_size // 2 * dilation
+        self.reach = 1 + seen  # rows above that a pixel sees
         hidden, out = (
             nn.Conv2d(num_channels, num_channels, 1),
             nn.Conv2d(num_channels, num_logits(space), 1, bias=False),
@@ -87,7 +98,10 @@ class PixelCNN(PixelByPixel):
         if not self.coordinates:
             return pixels
         height, width = self.space.shape[-2:]
-        down, across = (torch.linspace(-1, 1, size).to(pixels) for size in (height, width))
+        # On the device of the pixels, as a copy would make a GPU wait.
+        down, across = (
+            torch.linspace(-1, 1, size, dtype=pixels.dtype, device=pixels.device) for size in (height, width)
+        )
         rows = down[first_row : first_row + images.shape[-2]]
         place = torch.stack([rows[:, None].expand(-1, width), across.expand(len(rows), -1)])
         return torch.cat([pixels, place.expand(len(pixels), -1, -1, -1)], 1)
@@ -119,7 +133,7 @@ class _Gated(nn.Module):
         self, in_channels: int, channels: int, size: int, *, is_first: bool = False, dilation: int = 1
     ) -> None:
         super().__init__()
-        radius, self.is_first, self.reach = size // 2, is_first, size // 2 * dilation
+        radius, self.is_first, self.padding = size // 2, is_first, size // 2 * dilation
         # A pixel's row and those above: the vertical kernel. In the first layer the horizontal stack must not see the
         # pixel itself; later its features are free of it.
         self.vertical = nn.Conv2d(in_channels, 2 * channels, (radius + 1, size), dilation=dilation)
@@ -128,10 +142,10 @@ class _Gated(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, above: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        vertical = self.vertical(pad(above, (self.reach, self.reach, self.reach, 0)))
+        vertical = self.vertical(pad(above, (self.padding, self.padding, self.padding, 0)))
         one_row_up = pad(vertical[:, :, :-1], (0, 0, 1, 0))
         seen = left[..., :-1] if self.is_first else left
-        horizontal = self.out(_gate(self.horizontal(pad(seen, (self.reach, 0))) + self.link(one_row_up)))
+        horizontal = self.out(_gate(self.horizontal(pad(seen, (self.padding, 0))) + self.link(one_row_up)))
         return _gate(vertical), horizontal if self.is_first else left + horizontal
 
 

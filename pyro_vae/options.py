@@ -182,7 +182,7 @@ def values(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not sign or not name:
             raise click.BadParameter(f"expected NAME=VALUE, got {pair!r}")
         try:
-            value = ast.literal_eval(text)
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):
             value = text
         found[name] = list(value) if isinstance(value, tuple) else value

@@ -121,13 +121,18 @@ def test_a_pixel_sees_those_before_it_and_no_other(name, space):
     assert (slopes[before] > 0).float().mean() > 0.9
 
 
-def test_a_pixel_cnn_has_no_blind_spot_within_its_reach():
-    model = random_model("pixel_cnn", Binary((7, 9)))  # a first kernel of 3 and two more: 4 rows up, 3 pixels left
+@pytest.mark.parametrize(
+    ("name", "rows_up", "to_the_left"), [("pixel_cnn", 4, 3), ("pixel_cnn with holes and coordinates", 6, 5)]
+)
+def test_a_pixel_cnn_has_no_blind_spot_within_its_reach(name, rows_up, to_the_left):
+    """A first kernel of 3 and two more, or three with dilations 1, 2, 1: each adds its dilation to both reaches."""
+    model = random_model(name, Binary((7, 9)))
     slopes = sensitivity(model).reshape(7, 9, 7, 9)
     for row, column in [(6, 4), (6, 8), (4, 0), (3, 3)]:
         for above, beside in itertools.product(range(7), range(9)):
             up, left = row - above, column - beside
-            reached = (up == 0 and 1 <= left <= 3) or (1 <= up <= 4 and abs(left) <= 2)
+            in_row, above_row = up == 0 and 1 <= left <= to_the_left, 1 <= up <= rows_up and abs(left) <= 2
+            reached = in_row or above_row
             assert slopes[row, column, above, beside] > 0 or not reached, (row, column, above, beside)
             assert slopes[row, column, above, beside] == 0 or 0 <= up <= model.reach
 
@@ -155,10 +160,11 @@ def test_draws_have_the_frequencies_of_the_enumerated_masses(name, space):
 
 
 @every_model
-@pytest.mark.parametrize("space", [Binary((7, 5)), Quantized((1, 7, 5), levels=5)], ids=str)
+@pytest.mark.parametrize("space", [Binary((9, 5)), Quantized((1, 9, 5), levels=5)], ids=str)
 @torch.no_grad()
 def test_steps_draw_the_digits_of_whole_passes(name, space):
     model = random_model(name, space)
+    assert space.shape[-2] > getattr(model, "reach", 0) + 1  # a PixelCNN takes the rows in reach, not all of them
     drawn = []
     for steps in (model.steps, None):
         law = model.distribution()
@@ -264,7 +270,12 @@ def test_plain_svi_raises_the_exact_log_p():
         (lambda: MADE(Binary((2, 2)), num_features=0), "num_features must be a whole number of at least 1, got 0"),
         (lambda: PixelCNN(Binary((4,))), r"images \(height, width\) or \(1, height, width\), got shape \(4,\)"),
         (lambda: PixelCNN(Quantized((3, 4, 4))), r"PixelCNN needs images .* got shape \(3, 4, 4\)"),
-        (lambda: PixelCNN(Binary((4, 4)), dilations=(1, 0)), "dilations must be a whole number of at least 1, got 0"),
+        (lambda: PixelCNN(Binary((4, 4)), dilations=(1, 0)), r"dilations\[1\] must be a whole number .* got 0"),
+        (
+            lambda: PixelCNN(Binary((4, 4)), dilations=(1, 8)),
+            "layer 3 has dilation 8 where those before it see 4 pixels",
+        ),
+        (lambda: PixelCNN(Binary((4, 4)), coordinates="no"), "coordinates must be True or False, got 'no'"),
         (lambda: PixelCNN(Binary((4, 4)), dilations=2), "dilations must be a sequence of at least one .* got 2"),
         (lambda: PixelCNN(Binary((4, 4)), kernel_size=4), "kernel_size must be odd, 3 or more, got 4"),
         (lambda: PixelCNN(Binary((4, 4)), first_kernel_size=1), "first_kernel_size must be odd, 3 or more, got 1"),

@@ -1,6 +1,7 @@
 """Outlier scores against their definitions; p-values and flags on the command line."""
 
 import csv
+import lzma
 import math
 import zlib
 
@@ -14,6 +15,7 @@ from helpers import build, read_arrays
 import pyro_vae as pv
 from pyro_vae.data import Batch, Data
 from pyro_vae.estimators.choice import Choice
+from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import open_run
 from pyro_vae.scores import compressed_lengths
 from pyro_vae.scoring import check_same_way
@@ -137,6 +139,20 @@ def test_compressed_length_of_a_flat_image_is_the_shorter_and_by_zlib_no_longer(
     assert flat <= len(zlib.compress(bytes([7] * 784), 9))
     bits = compressed_lengths((obs > 2).float(), Binary((28, 28))) / (8 * math.log(2))
     assert bits[1] <= 98 + 40  # no byte needs more than itself but for the header
+
+
+@pytest.mark.parametrize("side", [8, 28, 64])
+def test_a_dictionary_as_long_as_the_image_compresses_as_that_of_preset_nine(side, monkeypatch) -> None:
+    """Where zlib and bz2 are out of the race, the length is that of lzma with the 64 MiB dictionary of its preset."""
+    monkeypatch.setattr("pyro_vae.scores.zlib.compress", lambda raw, level: bytes(10**6))
+    monkeypatch.setattr("pyro_vae.scores.bz2.compress", lambda raw, level: bytes(10**6))
+    space = Quantized((side, side))
+    with own_randomness(0):
+        obs = torch.cat([(256 * torch.rand(3, side, side) ** power).floor() for power in (1, 8, 40)])
+    plain = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
+    packed = [lzma.compress(bytes(image.flatten().int().tolist()), lzma.FORMAT_RAW, filters=plain) for image in obs]
+    expected = [8 * math.log(2) * len(each) for each in packed]
+    np.testing.assert_allclose(compressed_lengths(obs, space), expected, rtol=1e-12)
 
 
 def test_mutated_pixels_are_uniform_and_as_many_as_asked_for() -> None:
