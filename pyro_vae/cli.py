@@ -109,7 +109,7 @@ def evaluate_command(
 
 @main.command("compare")
 @options.data_options
-@click.option("--models", default=None, help="Comma-separated rows, or all; the defaults for the data if not given.")
+@click.option("--models", multiple=True, help="Comma-separated rows, or all; the defaults for the data if not given.")
 @options.choice
 @options.num_data
 @click.option("--fits", type=click.IntRange(1), default=1, help="Fits of each row, from seeds that follow each other.")
@@ -125,7 +125,7 @@ def evaluate_command(
 @options.resume
 @options.machine
 def compare_command(
-    models: str | None,
+    models: tuple[str, ...],
     num_data: int | None,
     fits: int,
     groups: Path | None,
@@ -145,7 +145,7 @@ def compare_command(
     device = str(pick_device(options.checked(data.pop("device"))))
     base = options.config(data, model="vae")
     loaded = base.load_data()
-    wanted = models and [name.strip() for name in models.split(",")]
+    wanted = [name.strip() for names in models for name in names.split(",")]
     entries = recipes.named_entries(loaded, wanted) if wanted else recipes.default_entries(loaded)
     clusters = None if groups is None else study.read_clusters(groups, loaded, num_data, base.seed)
     workers = min(jobs or (study.num_cores() if device == "cpu" else 1), len(entries) * fits)

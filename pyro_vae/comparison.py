@@ -209,8 +209,9 @@ def _refuse_all_unlike(fits: dict[str, tuple[LogLikelihood, ...]]) -> None:
 
 def refuse_unlike(a: str, left: LogLikelihood, b: str, right: LogLikelihood) -> None:
     """Raise unless both results are the same quantity for the same data."""
+    apart = "masses over other values" if left.space.is_discrete == right.space.is_discrete else "a mass and a density"
     aspects = {
-        "space": ("a mass and a density have no common scale", _place(left), _place(right)),
+        "space": (f"{apart} have no common scale", _place(left), _place(right)),
         "quantity": ("they answer different questions", left.quantity, right.quantity),
         "number of data": ("every datum must have both", len(left), len(right)),
         "data": ("their SHA-256 differ", left.digest, right.digest),

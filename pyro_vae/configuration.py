@@ -143,6 +143,13 @@ def suits(name: str, space: Space) -> bool:
     return isinstance(space, model_class(name).spaces)  # type: ignore[attr-defined]
 
 
+def check_suits(name: str, space: Space) -> None:
+    """Raise a ValueError for a model that cannot live in a space, with those that it can live in."""
+    if not suits(name, space):
+        its = " or ".join(each.__name__ for each in model_class(name).spaces)  # type: ignore[attr-defined]
+        raise ValueError(f"{name} cannot live in {space}: it needs data in {its}, see --space")
+
+
 def fits_its_own_way(name: str, settings: Mapping[str, Any]) -> bool:
     """Whether `fit` takes the model's own maximum likelihood or training."""
     return settings.get("method", own_method(model_class(name)) or "svi") != "svi"
@@ -159,8 +166,7 @@ def _check_takes_family(name: str, guide: str) -> None:
 
 def build_model(name: str, data: Data, options: Mapping[str, Any]) -> nn.Module:
     """A model by file name; errors name the options that its constructor does not have, or the missing context."""
-    if not suits(name, data.space):
-        raise ValueError(f"{name} cannot live in {data.space}")
+    check_suits(name, data.space)
     cls = model_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in ("space", "context")]
     unknown = [option for option in options if option not in known]

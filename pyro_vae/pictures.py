@@ -121,7 +121,7 @@ def plot_run(run: Run) -> list[Path]:
     if traces.lacks_log_prob(run.model) is not None:
         return [plot_reconstructions(run, run.path / "reconstructions.png")]
     paths = [plot_samples(run, draw_samples(run), run.path / "samples.png")]
-    if traces.latent_sites(run.pair, run.data.valid.subset(2).arguments)[0]:
+    if traces.latent_sites(run.pair, run.data.valid.subset(min(2, len(run.data.valid))).arguments)[0]:
         paths.append(plot_reconstructions(run, run.path / "reconstructions.png"))
     curve = plot_history(run, run.path / "elbo.png")
     return paths if curve is None else [*paths, curve]

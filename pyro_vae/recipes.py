@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyro_vae import models, traces
-from pyro_vae.configuration import is_conditional, model_class, suits
+from pyro_vae.configuration import check_suits, is_conditional, model_class, suits
 from pyro_vae.data import Data
 from pyro_vae.spaces import Binary
 
@@ -111,7 +111,6 @@ def named_entries(data: Data, names: Sequence[str]) -> list[Entry]:
             raise ValueError(f"{ALL!r} stands for all rows, and alone, got {', '.join(names)}")
         entry = defaults.get(name)
         traces.check_has_log_prob(model_class(name if entry is None else entry.model))
-        if not suits(name if entry is None else entry.model, data.space):
-            raise ValueError(f"{name} cannot live in {data.space}")
+        check_suits(name if entry is None else entry.model, data.space)
         entries.append(entry or _own_entry(name, data))
     return entries

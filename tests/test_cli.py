@@ -401,10 +401,18 @@ def test_error_of_train_is_one_line(args, message, tiny, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_one_validation_image_is_enough_for_a_run_and_its_pictures(tmp_path) -> None:
+    np.save(tmp_path / "six.npy", np.random.default_rng(0).integers(0, 2, (6, 3, 3)).astype(bool))
+    how = ("--model", "vae", "--set", "hidden_dims=[4]", "--fit", "num_epochs=1", "--quiet")
+    call("train", "--data", tmp_path / "six.npy", "--out", tmp_path / "run", *how)
+    assert (tmp_path / "run" / "reconstructions.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--models", "nope"], "model must be one of autoencoder, "),
+        (["--models", "independent_pixel", "--models", "nope"], "model must be one of autoencoder, "),
         (["--models", "vae,vae"], "rows must have different names, got vae more than once"),
         (["--models", "ppca"], "ppca cannot live in Quantized(256)"),
         (["--models", "independent_pixel,vae", "--fit", "nope=1"], "the fit of vae has no setting nope; "),

@@ -165,7 +165,8 @@ def test_direction_rule_agrees_with_interval_arithmetic() -> None:
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({"space": Binary((2, 2))}, ["space", "Quantized(17)", "Binary", "no common scale"]),
+        ({"space": Binary((2, 2))}, ["space", "Quantized(17)", "Binary", "masses over other values"]),
+        ({"space": Real((2, 2))}, ["space", "Quantized(17)", "Real", "a mass and a density have no common scale"]),
         ({"space": Quantized((4,), 17)}, ["space", "(2, 2)", "(4,)"]),
         ({"digest": "cd" * 32}, ["data", "ab" * 32, "cd" * 32, "SHA-256"]),
         ({"given": "label"}, ["quantity", "log p(x)", "log p(x | label)"]),

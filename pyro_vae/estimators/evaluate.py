@@ -120,7 +120,7 @@ def _check_measure(pair: Pair, args: tuple[Tensor, ...], space: spaces.Space) ->
 def checked_space(model: object, batch: "Batch") -> spaces.Space | None:
     """The space of model and batch, if either states one, after checking that they belong together."""
     if not hasattr(batch, "obs"):
-        raise TypeError(f"batch must be a Batch, as in pv.Batch(obs), got {type(batch).__name__}")
+        raise TypeError(f"batch must be a Batch, as in pv.Batch(obs) of a tensor obs, got {type(batch).__name__}")
     own, kinds = getattr(model, "space", None), getattr(model, "spaces", None)
     if kinds and batch.space is not None and not isinstance(batch.space, kinds):
         raise ValueError(f"{type(model).__name__} lives in {_names(kinds)}, not in {batch.space}")
