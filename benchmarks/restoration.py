@@ -66,7 +66,7 @@ def main():
         error = float((found.mean - batch.obs)[:, missing].square().mean().sqrt())
         seen = pv.plot_restoration(found, batch, batch.obs, arguments.out / f"{row}.png")
         cpu = {"fit_cpu_seconds": seconds[row], "cpu_seconds": time.process_time() - started}
-        report.add(model=row, how=found.how, rmse_of_mean=error, picture=str(seen), **cpu, **figures(found.log_prob))
+        report.add(model=row, how=found.how, rmse_of_mean=error, picture=seen.name, **cpu, **figures(found.log_prob))
     comparison = pv.compare(results, train_seconds=seconds)
     print(comparison.report())
     print(comparison.to_json(arguments.out / "restoration.json", data_name=data.name))
