@@ -522,7 +522,7 @@ def test_observations_come_in_the_precision_of_the_parameters():
 
 
 def test_a_tensor_is_no_batch():
-    with pytest.raises(TypeError, match=r"batch must be a Batch, as in pv\.Batch\(obs\), got Tensor"):
+    with pytest.raises(TypeError, match=r"batch must be a Batch, as in pv\.Batch\(obs\) of a tensor obs, got Tensor"):
         pv.log_likelihood(gaussian_model, OBS, guide=gaussian_guide)
 
 
