@@ -1,8 +1,5 @@
 """A convolutional network as an energy: log p(x) = log p_0(x) + CNN(x) - log Z."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from ..annealing import sigmoid_schedule
@@ -11,9 +8,6 @@ from ..energy import EnergyBased
 from ..gibbs_with_gradients import GibbsWithGradients, Tempered
 from ..networks import ConvEncoder
 from ..spaces import Space
-
-if TYPE_CHECKING:
-    from ..data import Data
 
 SMOOTH = ("tanh", "silu", "elu")  # activations whose slope tells what a flip of a bit does
 
@@ -71,33 +65,3 @@ class ConvolutionalEnergy(EnergyBased):
         """f_β = p_0 exp(β CNN) for β from 0 to 1."""
         kernel = GibbsWithGradients(self.network, self.base_logits, num_flips=self.num_flips)
         return Tempered(kernel, sigmoid_schedule(num_steps).tolist())
-
-    def own_training(
-        self,
-        data: "Data",
-        *,
-        seed: int,
-        progress: Callable[[dict[str, float | None]], None],
-        num_epochs: int = 100,
-        batch_size: int = 100,
-        learning_rate: float = 5e-3,
-        num_chains: int = 100,
-        num_moves: int = 5,
-        averaging: float = 0.999,
-        log_z_steps: int = 2000,
-        log_z_chains: int = 100,
-    ) -> list[dict[str, float | None]]:
-        """Persistent contrastive divergence by Gibbs with gradients, then log Z; see `EnergyBased`."""
-        return self.contrastive_training(
-            data,
-            seed=seed,
-            progress=progress,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            num_chains=num_chains,
-            num_moves=num_moves,
-            averaging=averaging,
-            log_z_steps=log_z_steps,
-            log_z_chains=log_z_chains,
-        )

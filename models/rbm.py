@@ -1,8 +1,7 @@
 """Restricted Boltzmann machine: bits and hidden bits, each independent given the others."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partialmethod
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,6 @@ from ..annealing import exponential_schedule
 from ..checks import check_count
 from ..energy import EnergyBased
 from ..spaces import Space
-
-if TYPE_CHECKING:
-    from ..data import Data
 
 MAX_HIDDEN = 20  # hidden bits whose states are summed one by one
 
@@ -73,35 +69,8 @@ class RBM(EnergyBased):
         """Begin with the shares of each bit in the training data."""
         self.visible_bias.copy_(self.base_logits.flatten())
 
-    def own_training(
-        self,
-        data: "Data",
-        *,
-        seed: int,
-        progress: Callable[[dict[str, float | None]], None],
-        num_epochs: int = 60,
-        batch_size: int = 100,
-        learning_rate: float = 2e-3,
-        num_chains: int = 100,
-        num_moves: int = 5,
-        averaging: float = 0.999,
-        log_z_steps: int = 5000,
-        log_z_chains: int = 100,
-    ) -> list[dict[str, float | None]]:
-        """Persistent contrastive divergence by block Gibbs sampling, then log Z; see `EnergyBased`."""
-        return self.contrastive_training(
-            data,
-            seed=seed,
-            progress=progress,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            num_chains=num_chains,
-            num_moves=num_moves,
-            averaging=averaging,
-            log_z_steps=log_z_steps,
-            log_z_chains=log_z_chains,
-        )
+    # What differs from an energy of any kind: defaults for block Gibbs sampling.
+    own_training = partialmethod(EnergyBased.own_training, num_epochs=60, learning_rate=2e-3, log_z_steps=5000)
 
 
 @dataclass(frozen=True)

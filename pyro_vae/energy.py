@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -214,15 +214,20 @@ class EnergyBased(nn.Module):
             total += float(each.double().flatten() @ angles.cos())
         return total
 
-    def contrastive_training(
+    def own_training(
         self,
         data: "Data",
         *,
         seed: int,
         progress: Callable[[Row], None],
-        log_z_steps: int,
-        log_z_chains: int,
-        **how: Any,
+        num_epochs: int = 100,
+        batch_size: int = 100,
+        learning_rate: float = 5e-3,
+        num_chains: int = 100,
+        num_moves: int = 5,
+        averaging: float = 0.999,
+        log_z_steps: int = 2000,
+        log_z_chains: int = 100,
     ) -> list[Row]:
         """Persistent contrastive divergence from p_0, then log Z; rows as there, the last with `log_z` and `log_z_se`.
 
@@ -230,9 +235,14 @@ class EnergyBased(nn.Module):
             data: training and validation data.
             seed: of everything random.
             progress: called with each epoch's row.
+            num_epochs: passes over the training data; this and what follows: `persistent_contrastive_divergence`.
+            batch_size: data per step.
+            learning_rate: of Adam at its highest.
+            num_chains: persistent chains.
+            num_moves: moves of each chain per step.
+            averaging: share of the parameters' running average that a step leaves.
             log_z_steps: T of the annealing that estimates log Z; 0 to leave it unknown.
             log_z_chains: its chains, for each of 4 seeds and a doubled schedule.
-            **how: see `persistent_contrastive_divergence`.
         """
         check_count("log_z_steps", log_z_steps, least=0)
         check_count("log_z_chains", log_z_chains)
@@ -240,7 +250,18 @@ class EnergyBased(nn.Module):
             train = data.train.obs[:].to(self.base_logits)
             self.base_logits.copy_(self.space.marginal_params(train).reshape(self.space.shape))
             self.start_from_base()
-        rows = persistent_contrastive_divergence(self, data, seed=seed, progress=progress, **how)
+        rows = persistent_contrastive_divergence(
+            self,
+            data,
+            seed=seed,
+            progress=progress,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_chains=num_chains,
+            num_moves=num_moves,
+            averaging=averaging,
+        )
         found = {"log_z": None, "log_z_se": None}
         rows = [{**row, **found} for row in rows]
         if log_z_steps:

@@ -148,7 +148,7 @@ def _by_its_own_way(
     settings: dict[str, Any],
     out: str | Path | None,
 ) -> History:
-    known, started = _check_settings(model, way, settings), time.perf_counter()
+    known, started = _check_settings(model, way, method, settings), time.perf_counter()
     with _bar(model, progress, "epoch" if method == "own" else "iteration") as bar:
         model.to(device)
         if method == "own":
@@ -195,12 +195,12 @@ def _maximum_likelihood(
     return tuple({"epoch": i + 1, "train_log_prob": value} for i, value in enumerate(trace))
 
 
-def _check_settings(model: nn.Module, way: Any, settings: dict[str, Any]) -> list[str]:
+def _check_settings(model: nn.Module, way: Any, method: str, settings: dict[str, Any]) -> list[str]:
     """The names that a model's own way takes, after checking that it takes all that are given."""
     known = list(inspect.signature(way).parameters)
     unknown = [name for name in settings if name not in known]
     if unknown:
-        raise ValueError(f"{type(model).__name__}.{way.__name__} has no setting {', '.join(unknown)}")
+        raise ValueError(f"{type(model).__name__}.{OWN_WAYS[method]} has no setting {', '.join(unknown)}")
     return known
 
 

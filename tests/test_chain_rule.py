@@ -137,6 +137,12 @@ def test_a_pixel_cnn_has_no_blind_spot_within_its_reach(name, rows_up, to_the_le
             assert slopes[row, column, above, beside] == 0 or 0 <= up <= model.reach
 
 
+def test_coordinates_are_made_on_the_device_of_the_pixels():
+    """Tensors of the meta device mix with those of no other."""
+    model = random_model("pixel_cnn with holes and coordinates", Binary((7, 9))).to("meta")
+    assert model.logits(torch.zeros(2, 7, 9, dtype=torch.float64, device="meta")).device.type == "meta"
+
+
 def test_a_random_order_comes_from_its_seed():
     orders = [order_of(MADE(Binary((4, 4)), order_seed=seed)) for seed in (None, 1, 1, 2)]
     assert orders[0] == list(range(16))

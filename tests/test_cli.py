@@ -19,6 +19,7 @@ from pyro_vae.estimators.evaluate import log_likelihood
 from pyro_vae.estimators.importance import importance_sampling
 from pyro_vae.estimators.result import ARRAYS, LogLikelihood
 from pyro_vae.history import History
+from pyro_vae.options import values
 
 PNG = b"\x89PNG"
 ROW_KEYS = {"model", "estimator", "num_particles", "direction", "mean_log_prob", "mc_se", "test_se", "bits_per_dim"}
@@ -401,6 +402,11 @@ def test_error_of_train_is_one_line(args, message, tiny, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("false", False), ("[1,2]", [1, 2])])
+def test_values_of_options_are_those_of_python_or_true_and_false(text, value) -> None:
+    assert values((f"coordinates={text}", "name=truest")) == {"coordinates": value, "name": "truest"}
+
+
 def test_one_validation_image_is_enough_for_a_run_and_its_pictures(tmp_path) -> None:
     np.save(tmp_path / "six.npy", np.random.default_rng(0).integers(0, 2, (6, 3, 3)).astype(bool))
     how = ("--model", "vae", "--set", "hidden_dims=[4]", "--fit", "num_epochs=1", "--quiet")
@@ -412,7 +418,7 @@ def test_one_validation_image_is_enough_for_a_run_and_its_pictures(tmp_path) -> 
     ("args", "message"),
     [
         (["--models", "nope"], "model must be one of autoencoder, "),
-        (["--models", "independent_pixel", "--models", "nope"], "model must be one of autoencoder, "),
+        (["--models", "nope", "--models", "independent_pixel"], "model must be one of autoencoder, "),
         (["--models", "vae,vae"], "rows must have different names, got vae more than once"),
         (["--models", "ppca"], "ppca cannot live in Quantized(256)"),
         (["--models", "independent_pixel,vae", "--fit", "nope=1"], "the fit of vae has no setting nope; "),
