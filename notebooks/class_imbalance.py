@@ -147,7 +147,8 @@ for column, (metric, ax) in enumerate(zip(metrics, axes, strict=False)):
     ax.set_xticks(range(len(scores)), list(scores), rotation=25, ha="right")
     ax.set(title=metric, xlim=(-0.5, len(scores) - 0.3))
 axes[0].set_ylabel(f"share; mean and 95% interval over {num_seeds} seeds")
-rows = [torch.cat(list(pictures[kind]), 1) for kind in ("training images", "CVAE samples")]
+framed = {kind: torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.5) for kind, images in pictures.items()}
+rows = [torch.cat(list(framed[kind]), 1) for kind in ("training images", "CVAE samples")]
 axes[3].imshow(torch.cat(rows).numpy(), cmap="gray_r")
 axes[3].set(title=f"above: training images of {RARE}\nbelow: CVAE samples", xticks=[], yticks=[])
 plt.show()
