@@ -64,7 +64,6 @@ def train_command(
 ) -> None:
     """Fit one model into a run directory."""
     from pyro_vae import pictures, runs, svi
-    from pyro_vae.objectives import SEVERAL
 
     with options.together(data):
         device = options.prepare(data)
@@ -72,10 +71,10 @@ def train_command(
         parsed = {name: options.values(pairs) for name, pairs in settings.items()}
         config = options.config(data, model=model, guide=guide, **parsed)
         run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
-        is_elbo = parsed["fit"].get("objective", "elbo") not in SEVERAL
-        bound = "ELBO" if is_elbo else "{objective} bound of {num_particles} particles".format(**parsed["fit"])
-        elbo = "" if history.best_valid_elbo is None else f", validation {bound} {history.best_valid_elbo:.3f} nats"
-        click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, best {history.best_epoch}{elbo}")
+        best = f"best {history.best_epoch}"
+        if history.best_valid_elbo is not None:
+            best += f", validation {pictures.bound_name(run)} {history.best_valid_elbo:.3f} nats"
+        click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, {best}")
         if history.reason not in ("", svi.TOO_FEW) and parsed["fit"].get("compile") is not False:
             click.echo(f"{model}: no graph of the steps was taken: {history.reason}")
         if history.status == "interrupted":
@@ -182,7 +181,7 @@ def _report(work: "list[Job]", data_name: str, out: Path, clusters: "np.ndarray 
     text = "\n\n".join(group.report() for group in groups)
     click.echo(f"\n{text}\n")
     (out / "comparison.txt").write_text(text + "\n", encoding="utf-8")
-    paths = [groups[0].to_json(out / "comparison.json", data_name=data_name, beside=groups[1:])]
+    paths = [out / "comparison.txt", groups[0].to_json(out / "comparison.json", data_name=data_name, beside=groups[1:])]
     names = ["comparison", *(f"comparison_{group.rows[0].result.given}" for group in groups[1:])]
     for group, name in zip(groups, names, strict=True):
         paths += [arviz.save_netcdf(group, out / f"{name}.nc"), plots.plot_comparison(group, out / f"{name}.png")]

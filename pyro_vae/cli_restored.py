@@ -27,6 +27,7 @@ from pyro_vae.uses import HOW, WAYS
 @options.moved
 @options.seed
 @click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one.")
+@options.quiet
 @options.out
 def restore_command(
     run: Path,
@@ -42,6 +43,7 @@ def restore_command(
     root: str | None,
     seed: int,
     device: str | None,
+    quiet: bool,
     out: Path,
 ) -> None:
     """Restore missing or noisy pixels by the posterior: draws, their mean, log p(missing | given), a picture."""
@@ -67,6 +69,7 @@ def restore_command(
         score=False if no_score or images is not None else None,
         seed=seed,
         device=options.checked(device),
+        progress=not quiet,
     )
     click.echo(f"{len(seen)} images: {found.how}")
     if found.log_prob is not None:

@@ -9,10 +9,14 @@ from pyro_vae import options
 from pyro_vae.uses import SCORES, SIDES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pyro_vae.data import Batch
     from pyro_vae.estimators.choice import Choice
     from pyro_vae.estimators.result import LogLikelihood
     from pyro_vae.runs import Run
+    from pyro_vae.scores import Scorer
+    from pyro_vae.scoring import Outlier
 
 
 @click.command("features")
@@ -158,29 +162,42 @@ def score_command(
         reference=opened.data.valid,
         seed=seed,
         device=device,
+        progress=not how["quiet"],
     )
     found, p_values = scorer(batch, [name], result)[name], None
     if calibrate != "none":
         inliers = scoring.calibration_data(opened, calibrate, calibration or 1000, seed)
-        compared = scorer.log_prob(inliers) if name in scores.BY_LOG_PROB else None
-        if compared is not None:
-            scoring.check_same_way(result, compared)
-        theirs = scorer(inliers, [name], compared)[name]
+        theirs = _calibration_scores(scorer, name, inliers, result)
         p_values = conformal_p_values(theirs, found, sides=sides or "one", seed=seed)
         _say_calibration(batch, inliers, calibrate)
     ranked = scoring.rank(result, found, p_values, level)
-    for place, row in enumerate(ranked[:top], start=1):
-        p_value = "" if row.p_value is None else f", p {row.p_value:.4f}{', flagged' * bool(row.flagged)}"
-        other = "" if name == "log_prob" else f", {name} {row.score:.2f}"
-        figures = f"log p {row.log_prob:.2f} nats, {row.deviation:+.1f} robust sd"
-        click.echo(f"{place:4d}. image {row.index}: {figures}{other}{p_value}")
-    if p_values is not None:
-        flagged = sum(bool(row.flagged) for row in ranked)
-        click.echo(f"{flagged} of {len(ranked)} flagged, of which {level:.0%} at most are inliers, on average")
+    _say_ranking(ranked, name, top, level)
     out.mkdir(parents=True, exist_ok=True)
     scoring.write_ranking(ranked, out / "outliers.csv")
     for path in [*study.save_evaluation(result, out, "scores", choice), out / "outliers.csv"]:
         click.echo(f"wrote {path}")
+
+
+def _calibration_scores(scorer: "Scorer", name: str, inliers: "Batch", result: "LogLikelihood") -> "np.ndarray":
+    """One score of the inliers, whose log p is had in the way in which `result` was."""
+    from pyro_vae import scores, scoring
+
+    compared = scorer.log_prob(inliers) if name in scores.BY_LOG_PROB else None
+    if compared is not None:
+        scoring.check_same_way(result, compared)
+    return scorer(inliers, [name], compared)[name]
+
+
+def _say_ranking(ranked: "list[Outlier]", name: str, top: int, level: float) -> None:
+    """The first of the outliers, and how many are flagged."""
+    for place, row in enumerate(ranked[:top], start=1):
+        p_value = "" if row.p_value is None else f", p {row.p_value:.4f}{', flagged' * bool(row.flagged)}"
+        other = "" if name == "log_prob" else f", {name} {row.score:.2f}"
+        figures = f"log p {row.log_prob:.2f} nats, {row.deviation:+.1f} robust sd from the median of these images"
+        click.echo(f"{place:4d}. image {row.index}: {figures}{other}{p_value}")
+    if ranked and ranked[0].p_value is not None:
+        flagged = sum(bool(row.flagged) for row in ranked)
+        click.echo(f"{flagged} of {len(ranked)} flagged, of which {level:.0%} at most are inliers, on average")
 
 
 def _say_calibration(batch: "Batch", inliers: "Batch", which: str) -> None:

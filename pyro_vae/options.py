@@ -32,10 +32,11 @@ def stacked(*options: Callable[..., Any]) -> Decorator:
 
 
 seed = click.option("--seed", type=int, default=0, help="Of everything random.")
+quiet = click.option("--quiet", is_flag=True, help="No progress bar.")
 machine = stacked(
     click.option("--device", default=None, help="cpu, cuda, cuda:1; a GPU if there is one."),
     click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads; torch's choice if not given."),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
+    quiet,
 )
 data_options = stacked(
     click.option("--data", default="digits", help="Name (digits, mnist, ...), .npz or .npy file, or a folder."),

@@ -1,4 +1,4 @@
-"""Pictures of a fitted run: samples, reconstructions, ELBO curves; what the model draws, as images in [0, 1]."""
+"""Pictures of a fitted run: samples, reconstructions, curves of the fit; what the model draws, as images in [0, 1]."""
 
 import csv
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import plots, traces
 from pyro_vae.data import Batch
+from pyro_vae.objectives import SEVERAL
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import Run
 from pyro_vae.spaces import Labels, Quadrants
@@ -109,11 +110,27 @@ def plot_reconstructions(run: Run, path: Path, *, num: int = 10, seed: int = 0) 
     return plots.plot_reconstructions(images(run, few.obs, few.context), means, path)
 
 
+def has_latents(run: Run) -> bool:
+    """Whether the model has latent sites, so that log p(x) is more than its ELBO."""
+    few: Batch = run.data.valid.subset(min(2, len(run.data.valid)))
+    return bool(traces.latent_sites(run.pair, few.arguments)[0])
+
+
+def bound_name(run: Run) -> str:
+    """What a fit by SVI brings up: log p itself without latents, else the ELBO or a bound of several particles."""
+    if not has_latents(run):
+        return "log p(x)" if run.data.context is None else f"log p(x | {run.data.context})"
+    fit = run.config.fit
+    if fit.get("objective") in SEVERAL:
+        return "{objective} bound of {num_particles} particles".format(**fit)
+    return "ELBO"
+
+
 def plot_history(run: Run, path: Path) -> Path | None:
-    """ELBO curves, if the run was fitted by SVI."""
+    """The curves of what was fitted, see `bound_name`, if the run was fitted by SVI."""
     with open(run.path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    return plots.plot_history(rows, path) if rows and "valid_elbo" in rows[0] else None
+    return plots.plot_history(rows, path, name=bound_name(run)) if rows and "valid_elbo" in rows[0] else None
 
 
 def plot_run(run: Run) -> list[Path]:
@@ -121,7 +138,7 @@ def plot_run(run: Run) -> list[Path]:
     if traces.lacks_log_prob(run.model) is not None:
         return [plot_reconstructions(run, run.path / "reconstructions.png")]
     paths = [plot_samples(run, draw_samples(run), run.path / "samples.png")]
-    if traces.latent_sites(run.pair, run.data.valid.subset(min(2, len(run.data.valid))).arguments)[0]:
+    if has_latents(run):
         paths.append(plot_reconstructions(run, run.path / "reconstructions.png"))
     curve = plot_history(run, run.path / "elbo.png")
     return paths if curve is None else [*paths, curve]

@@ -71,18 +71,19 @@ def plot_reconstructions(originals: "Images", reconstructions: "Images", path: s
     return _write(_images_figure(np.concatenate(pair), None, len(pair[0]), labels, None), path)
 
 
-def plot_history(history_rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+def plot_history(history_rows: Sequence[Mapping[str, Any]], path: str | Path, *, name: str = "ELBO") -> Path:
     """Write the ELBO (nats per image, higher is better) on training and validation data over the epochs.
 
     Args:
         history_rows: one mapping per epoch with keys `epoch`, `train_elbo`, `valid_elbo`; None or NaN where
             unknown.
         path: PNG file to write.
+        name: of what the columns hold, where it is not the ELBO but another bound, or log p itself.
 
     Returns:
         The path of the file.
     """
-    return _write(_history_figure(history_rows), path)
+    return _write(_history_figure(history_rows, name), path)
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
@@ -165,7 +166,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     return np.array([math.nan if value in (None, "") else float(value) for value in values])
 
 
-def _history_figure(history_rows: Sequence[Mapping[str, Any]]) -> "Figure":
+def _history_figure(history_rows: Sequence[Mapping[str, Any]], name: str = "ELBO") -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -178,15 +179,15 @@ def _history_figure(history_rows: Sequence[Mapping[str, Any]]) -> "Figure":
     }
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     ax = figure.subplots()
-    for (name, elbo), colour in zip(curves.items(), (GREY, BLUE), strict=True):
+    for (part, elbo), colour in zip(curves.items(), (GREY, BLUE), strict=True):
         known = np.isfinite(elbo)
         if known.any():
             marker = "." if known.sum() < 30 else ""
-            ax.plot(epochs[known], elbo[known], color=colour, label=name, marker=marker)
+            ax.plot(epochs[known], elbo[known], color=colour, label=part, marker=marker)
     chosen = "validation" if np.isfinite(curves["validation"]).any() else "training"
     _mark_best(ax, epochs, curves[chosen])
     _focus(ax, np.concatenate(list(curves.values())))
-    ax.set(xlabel="epoch", ylabel="ELBO (nats per image)")
+    ax.set(xlabel="epoch", ylabel=f"{name} (nats per image)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
     ax.legend(loc="best")

@@ -56,6 +56,7 @@ class Scorer:
             on, which would have a hand in their own scores.
         seed: of everything random; the noise also depends on the digest of the batch, so that two batches share none.
         device: where to compute.
+        progress: show a progress bar of estimates of log p.
 
     Source: Ren et al., "Likelihood ratios for out-of-distribution detection", 2019, arXiv:1906.02845; Nalisnick et al.,
     "Do deep generative models know what they don't know?", 2019, arXiv:1810.09136, and "Detecting out-of-distribution
@@ -70,6 +71,7 @@ class Scorer:
     reference: Batch | None = None
     seed: int = 0
     device: str | torch.device | None = None
+    progress: bool = False
 
     def __call__(
         self, batch: Batch, names: Sequence[str] = ("log_prob",), result: LogLikelihood | None = None
@@ -132,6 +134,7 @@ class Scorer:
             seed=self._own_seed(batch, stream),
             device=self.device,
             marginal=False,
+            progress=self.progress,
         )
 
     def _own_seed(self, batch: Batch, *stream: int) -> int:

@@ -24,14 +24,15 @@ SHORT = {
 def rows_table(rows: Sequence[Row], title: str) -> str:
     """One line per model; nats, with a legend."""
     several = any(len(row.fits) > 1 for row in rows)
+    timed = any(row.train_seconds is not None for row in rows)  # only a comparison knows of its fits
     level = f"{100 * rows[0].level:g}%"
     head = ["model", "estimator", "mean log p", f"{level} interval", "MC SE", "test SE", "bits/dim", "k-hat>0.7"]
-    head += [*(["fits", "sd fits"] * several), "fit s", "eval s"]
-    lines = align([head, *(_row_cells(row, several) for row in rows)], "<<" + ">" * (len(head) - 2))
+    head += [*(["fits", "sd fits"] * several), *(["fit s"] * timed), "eval s"]
+    lines = align([head, *(_row_cells(row, several, timed) for row in rows)], "<<" + ">" * (len(head) - 2))
     return "\n".join([title, "", *lines, "", LEGEND, _abbreviations(rows)])
 
 
-def _row_cells(row: Row, several: bool) -> list[str]:
+def _row_cells(row: Row, several: bool, timed: bool) -> list[str]:
     result, share = row.result, row.frac_khat_high
     name = abbreviated(result.estimator)
     fits = [f"{len(row.fits)} fits" if len(row.fits) > 1 else "1 fit", number(row.fit_sd, 3)]
@@ -45,7 +46,7 @@ def _row_cells(row: Row, several: bool) -> list[str]:
         number(row.bits_per_dim, 3, symbol=SYMBOLS[row.bits_direction]),
         "—" if share is None else f"{share:.1%}",
         *(fits if several else []),
-        number(row.train_seconds, 1),
+        *([number(row.train_seconds, 1)] if timed else []),
         number(row.seconds, 1),
     ]
 

@@ -96,6 +96,8 @@ def test_history_marks_the_best_validation_epoch() -> None:
     assert lines["validation"].get_xydata().tolist() == [[2, -5], [4, -3], [6, -4]]
     assert lines["best: -3.00 at epoch 4"].get_xydata().tolist() == [[4, -3]]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "ELBO (nats per image)")
+    (ax,) = plots._history_figure(rows, "log p(x)").axes
+    assert ax.get_ylabel() == "log p(x) (nats per image)"
 
 
 def test_history_from_csv_without_validation() -> None:

@@ -77,7 +77,7 @@ def log_likelihood(
         estimator = estimator or importance_sampling() if latent else without_latents(estimator, pair, args)
         space = space or _space_of(pair, args)
         _check_measure(pair, args, space)
-        with _bar(len(batch), progress) as tick:
+        with progress_bar(len(batch), progress) as tick:
             estimate = estimator(pair, args, seed, tick)
         seconds = time.perf_counter() - started
         labels = getattr(model, "context", None)
@@ -209,7 +209,8 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[int], object]]:
+def progress_bar(total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    """What estimators call with the number of data that are done, shown as a bar by the first process."""
     from tqdm import tqdm
 
     with tqdm(
@@ -262,7 +263,7 @@ def _marginal(
     share = max(2, plain.num_particles // max(1, num_others))
     others = estimator if own.direction == "exact" else replace(plain, num_particles=share, proposal=None)
     estimates, log_priors = [own], [log_prior[own_label]]
-    with _bar(len(obs) * num_others, progress) as tick:
+    with progress_bar(len(obs) * num_others, progress) as tick:
         for shift in range(1, num_others + 1):
             label = (own_label + shift) % labels.num_dims
             other = torch.nn.functional.one_hot(label, labels.num_dims).to(context)

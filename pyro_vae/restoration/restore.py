@@ -41,6 +41,7 @@ def restore(
     score: bool | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    progress: bool = False,
 ) -> Restoration:
     r"""Restore missing or noisy pixels by the posterior of a fitted model, p(x | y) = ∫ p(x | y, z) p(z | y) dz.
 
@@ -72,6 +73,7 @@ def restore(
             is none.
         seed: of everything random.
         device: where to compute; a GPU if there is one.
+        progress: show a progress bar of estimates of log p.
 
     Returns:
         Draws, means and log p, per image.
@@ -106,7 +108,7 @@ def restore(
     if not score:
         _refuse(settings, ("estimator",), "it is of log p(missing | given), which is not asked for")
     scorer = estimator or multilevel(500, proposal=refined())
-    task = Task(model, batch, corruption, guide, num_draws, scorer, score, seed, pick_device(device))
+    task = Task(model, batch, corruption, guide, num_draws, scorer, score, seed, pick_device(device), progress)
     if isinstance(getattr(model, "context", None), Quadrants):
         own = "the model is of p(missing | given) and draws from it"
         _refuse(settings, ("how", "num_particles", "proposal", "annealing"), own)

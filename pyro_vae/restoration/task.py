@@ -57,6 +57,7 @@ class Task:
     score: bool
     seed: int
     device: torch.device
+    progress: bool
 
     @property
     def given(self) -> GivenPixels:

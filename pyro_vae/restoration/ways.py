@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae import traces
 from pyro_vae.estimators.ais import AnnealedImportanceSampling
-from pyro_vae.estimators.evaluate import log_likelihood, prepared
+from pyro_vae.estimators.evaluate import log_likelihood, prepared, progress_bar
 from pyro_vae.estimators.proposals import Proposal
 from pyro_vae.randomness import derived_seed, reseed
 from pyro_vae.restoration import closed_form, posterior
@@ -34,7 +34,12 @@ def given_quadrants(task: Task) -> Restoration:
     hidden, started, result = hidden_batch(task.batch, context), time.perf_counter(), None
     if task.score:
         latent = traces.latent_sites(traces.as_pair(task.model, task.guide), hidden.subset(1).arguments)[0]
-        how: dict[str, Any] = {"guide": task.guide, "seed": task.seed, "device": task.device}
+        how: dict[str, Any] = {
+            "guide": task.guide,
+            "seed": task.seed,
+            "device": task.device,
+            "progress": task.progress,
+        }
         result = log_likelihood(task.model, hidden, estimator=task.estimator if latent else None, **how)
         result = replace(result, seconds=time.perf_counter() - started)
     draws, means = [], []
@@ -117,10 +122,11 @@ def by_latents(
         means.append(hidden.mean.mean(0))
     result = None
     if task.score:
-        estimate = difference(
-            task.estimator(pair, args, derived_seed(task.seed, WHOLE), _no_bar),
-            lambda: task.estimator(seen, guessed, derived_seed(task.seed, GIVEN), _no_bar),
-        )
+        with progress_bar(2 * len(args[0]), task.progress) as tick:
+            estimate = difference(
+                task.estimator(pair, args, derived_seed(task.seed, WHOLE), tick),
+                lambda: task.estimator(seen, guessed, derived_seed(task.seed, GIVEN), tick),
+            )
         result = task.log_likelihood(estimate, started)
     figures = {"ess": found.ess.cpu().numpy(), "khat": None if found.khat is None else found.khat.cpu().numpy()}
     return task.restoration(torch.cat(draws, 1), torch.cat(means), found.how, log_prob=result, **figures)
@@ -131,7 +137,3 @@ def _blocks(task: Task, args: Args) -> Iterator[Args]:
     for start in range(0, len(args[0]), ROWS):
         reseed(derived_seed(task.seed, DRAWS, 2, start), args[0].device)
         yield tuple(arg[start : start + ROWS] for arg in args)
-
-
-def _no_bar(num: int) -> None:
-    """No progress bar."""
