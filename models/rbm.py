@@ -18,8 +18,9 @@ MAX_HIDDEN = 20  # hidden bits whose states are summed one by one
 class RBM(EnergyBased):
     r"""p(x, h) ∝ exp(bᵀx + cᵀh + hᵀWx), so that f(x) = bᵀx + Σ_j softplus(c_j + W_j x) with the hidden bits summed out.
 
-    Annealing goes through p_β(x, h) ∝ exp((1-β) b_0ᵀx + β (bᵀx + cᵀh + hᵀWx)), b_0 the logits of independent bits, each
-    a machine of the same kind with its own block Gibbs sampling.
+    Annealing goes through p_β(x, h) ∝ exp((1-β) (b_0ᵀx + c_0ᵀh) + β (bᵀx + cᵀh + hᵀWx)), each a machine of the same
+    kind with its own block Gibbs sampling. b_0 and c_0 are the logits of independent bits with the shares that x and h
+    have over the training data. The paper of 2008 starts from c_0 = 0, and log Z scatters more: see `complete_base`.
 
     Args:
         space: where the observations live.
@@ -29,12 +30,15 @@ class RBM(EnergyBased):
     Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", 2008 (ICML).
     """
 
+    hidden_base_logits: Tensor
+
     def __init__(self, space: Space, *, hidden_dim: int = 500) -> None:
         super().__init__(space)
         check_count("hidden_dim", hidden_dim)
         self.weight = nn.Parameter(0.01 * torch.randn(hidden_dim, space.num_dims))
         self.visible_bias = nn.Parameter(torch.zeros(space.num_dims))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden_dim))
+        self.register_buffer("hidden_base_logits", torch.zeros(hidden_dim))
 
     def log_unnormalized(self, obs: Tensor) -> Tensor:
         """F(x) of images (n, *shape), shape (n,), nats."""
@@ -69,6 +73,13 @@ class RBM(EnergyBased):
         """Begin with the shares of each bit in the training data."""
         self.visible_bias.copy_(self.base_logits.flatten())
 
+    def complete_base(self, obs: Tensor) -> None:
+        """Give the hidden bits of p_0 their shares p(h_j = 1 | x) over images x (n, *shape); one half before a fit.
+
+        At β > 0 hidden bits then are about as often on as in the end, and chains need not go there.
+        """
+        self.hidden_base_logits.copy_(self.space.marginal_params(self.features(obs)).squeeze(0))
+
     # What differs from an energy of any kind: defaults for block Gibbs sampling.
     own_training = partialmethod(EnergyBased.own_training, num_epochs=60, learning_rate=2e-3, log_z_steps=5000)
 
@@ -86,14 +97,12 @@ class _Machines:
 
     def __init__(self, machine: RBM, betas: Tensor) -> None:
         self.shape = machine.space.shape
-        self.base = machine.base_logits.detach().flatten()
+        self.visible_base, self.hidden_base = machine.base_logits.flatten(), machine.hidden_base_logits
         self.weight, self.visible, self.hidden = (
             each.detach() for each in (machine.weight, machine.visible_bias, machine.hidden_bias)
         )
         self.betas = betas.tolist()
-        self.log_z_start = float(softplus(self.base.double()).sum()) + len(self.hidden) * float(
-            softplus(torch.zeros(()))
-        )
+        self.log_z_start = sum(float(softplus(b.double()).sum()) for b in (self.visible_base, self.hidden_base))
 
     @property
     def num_steps(self) -> int:
@@ -103,15 +112,15 @@ class _Machines:
     def log_density(self, state: _Chains, step: int) -> Tensor:
         """Log f_β(x), h summed out, (chains,), nats; log f_0 is normalised."""
         beta = self.betas[step]
-        hidden = softplus(beta * (state.inputs + self.hidden)).double().sum(-1)
-        visible = state.pixels @ torch.lerp(self.base, self.visible, beta)
+        visible = state.pixels @ torch.lerp(self.visible_base, self.visible, beta)
+        hidden = softplus(self._hidden_logits(state, beta)).double().sum(-1)
         return visible.double() + hidden - (1 - beta) * self.log_z_start
 
     def move(self, state: _Chains, step: int) -> _Chains:
         """H given x, then x given h, at f_β: both exact, so that no test is needed."""
         beta = self.betas[step]
-        hidden = _bits((beta * (state.inputs + self.hidden)).sigmoid())
-        logits = torch.lerp(self.base, self.visible, beta) + beta * (hidden @ self.weight)
+        hidden = _bits(self._hidden_logits(state, beta).sigmoid())
+        logits = torch.lerp(self.visible_base, self.visible, beta) + beta * (hidden @ self.weight)
         return self._at(_bits(logits.sigmoid()))
 
     def take(self, state: _Chains, chains: Tensor) -> _Chains:
@@ -120,7 +129,7 @@ class _Machines:
 
     def start(self, num_chains: int) -> _Chains:
         """Exact draws of p_0."""
-        return self._at(torch.bernoulli(self.base.sigmoid().expand(num_chains, -1)))
+        return self._at(torch.bernoulli(self.visible_base.sigmoid().expand(num_chains, -1)))
 
     def at(self, values: Tensor) -> _Chains:
         """Chains at x (num_chains, *shape)."""
@@ -129,6 +138,9 @@ class _Machines:
     def values(self, state: _Chains) -> Tensor:
         """X of each chain, (num_chains, *shape)."""
         return state.pixels.unflatten(-1, self.shape)
+
+    def _hidden_logits(self, state: _Chains, beta: float) -> Tensor:
+        return torch.lerp(self.hidden_base, self.hidden, beta) + beta * state.inputs
 
     def _at(self, pixels: Tensor) -> _Chains:
         return _Chains(pixels, linear(pixels, self.weight))

@@ -262,6 +262,8 @@ class EnergyBased(nn.Module):
             num_moves=num_moves,
             averaging=averaging,
         )
+        with torch.no_grad():
+            self.complete_base(train)
         found = {"log_z": None, "log_z_se": None}
         rows = [{**row, **found} for row in rows]
         if log_z_steps:
@@ -273,6 +275,9 @@ class EnergyBased(nn.Module):
 
     def start_from_base(self) -> None:
         """Set what a fit starts from, once `base_logits` are those of the training data."""
+
+    def complete_base(self, obs: Tensor) -> None:
+        """Set what else annealing starts from, once the parameters are fitted to training data (n, *shape)."""
 
     def start_chains(self, num_chains: int) -> Tensor:
         """Where the chains of a fit begin: draws of p_0, (num_chains, *shape)."""

@@ -29,7 +29,7 @@ def tiny(seed=0, scale=0.7, **options):
     """An RBM far from independent pixels, with base rates that are not its own."""
     model = RBM(pv.Binary(SHAPE), **{"hidden_dim": 5, **options})
     with own_randomness(seed), torch.no_grad():
-        for each in (*model.parameters(), model.base_logits):
+        for each in (*model.parameters(), model.base_logits, model.hidden_base_logits):
             each.normal_(0, scale)
     return model
 
@@ -272,9 +272,10 @@ def test_mean_weight_of_reverse_annealing_is_the_mass_of_the_annealing_sampler(i
         mass = path.log_density(path.at(images), 0).exp()
         for step in range(1, num_steps + 1):  # Σ_x p(x) p(h | x), then Σ_h p(h) p(x | h), at f_β
             beta = path.betas[step]
-            on = (beta * (x @ model.weight.T.double() + model.hidden_bias)).sigmoid()[:, None]
+            inner = (1 - beta) * model.hidden_base_logits + beta * (x @ model.weight.T.double() + model.hidden_bias)
+            on = inner.sigmoid()[:, None]
             of_hidden = mass @ torch.where(hidden == 1, on, 1 - on).prod(-1)
-            bias = torch.lerp(path.base, path.visible, beta)
+            bias = (1 - beta) * model.base_logits.flatten() + beta * model.visible_bias
             lit = (bias + beta * (hidden @ model.weight)).double().sigmoid()[:, None]
             mass = of_hidden @ torch.where(x == 1, lit, 1 - lit).prod(-1)
     few = images[[0, 100, 2000, 4095]]
@@ -323,6 +324,19 @@ def test_draws_follow_the_model(images):
         truth = (model.log_unnormalized(images).softmax(0)[:, None, None] * images).sum(0)
     error = (drawn.mean(0) - truth) / (truth * (1 - truth) / 4000).sqrt()
     assert float(error.abs().max()) < 5
+
+
+def test_after_a_fit_annealing_starts_from_the_shares_of_bits_and_hidden_bits_in_the_training_data():
+    data = pv.load_data("digits", space="binary", seed=0)
+    model = RBM(data.space, hidden_dim=4)
+    pv.fit(model, data, seed=0, num_epochs=1, log_z_steps=0)
+    train, half = data.train.obs[:], 0.5 / (len(data.train) + 1)  # one half is added to either count
+    with torch.no_grad():
+        pixels = train.flatten(1)
+        shares = (pixels @ model.weight.T + model.hidden_bias).sigmoid().mean(0)
+        started = model.path(2).start(20_000)
+    torch.testing.assert_close(model.hidden_base_logits.sigmoid(), shares, rtol=0, atol=2 * half)
+    torch.testing.assert_close(started.pixels.mean(0), pixels.mean(0), rtol=0, atol=5 * math.sqrt(0.25 / 20_000))
 
 
 def test_the_command_line_fits_scores_compares_and_draws(tmp_path):
