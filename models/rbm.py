@@ -1,5 +1,6 @@
 """Restricted Boltzmann machine: bits and hidden bits, each independent given the others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partialmethod
 
@@ -49,9 +50,9 @@ class RBM(EnergyBased):
         """p(h_j = 1 | x), (n, hidden_dim)."""
         return linear(obs.flatten(1), self.weight, self.hidden_bias).sigmoid()
 
-    def path(self, num_steps: int) -> "_Machines":
-        """From p_0 to p(x) by block Gibbs sampling."""
-        return _Machines(self, exponential_schedule(num_steps))
+    def path(self, num_steps: int, schedule: Callable[[int], Tensor] = exponential_schedule) -> "_Machines":
+        """From p_0 to p(x) by block Gibbs sampling, with the β_t of a schedule."""
+        return _Machines(self, schedule(num_steps))
 
     @torch.no_grad()
     def sum_log_partition(self) -> float:
@@ -76,7 +77,9 @@ class RBM(EnergyBased):
     def complete_base(self, obs: Tensor) -> None:
         """Give the hidden bits of p_0 their shares p(h_j = 1 | x) over images x (n, *shape); one half before a fit.
 
-        At β > 0 hidden bits then are about as often on as in the end, and chains need not go there.
+        For 500 hidden bits fitted to MNIST (T = 2,000, 100 chains) log Z then scatters by 0.27 nats over 5 seeds, and
+        by 0.78 if hidden bits start from one half; for 100 on 8x8 digits by 0.01 and 0.05
+        (benchmarks/annealing_paths.py).
         """
         self.hidden_base_logits.copy_(self.space.marginal_params(self.features(obs)).squeeze(0))
 

@@ -1,0 +1,54 @@
+"""Log Z of restricted Boltzmann machines along four paths: where the hidden bits start, and how β goes to 1.
+
+    python benchmarks/annealing_paths.py runs/energy/rbm_500 runs/rbm --steps 2000
+
+Printed are the scatter of log Z over seeds, the same for each path, and the mean of its own standard error.
+"""
+
+import argparse
+import pathlib
+import statistics
+
+import torch
+
+from pyro_vae.annealing import LogPartition, exponential_schedule, log_partition, sigmoid_schedule
+from pyro_vae.log_partition import Path
+from pyro_vae.models import RBM
+from pyro_vae.runs import open_run
+
+SCHEDULES = {"exponential": exponential_schedule, "sigmoid": sigmoid_schedule}
+
+
+def scattered(path: Path, num_chains: int, num_seeds: int) -> list[LogPartition]:
+    """Log Z along one path by several seeds."""
+    return [log_partition(path, lambda: path.start(num_chains), seed=seed) for seed in range(num_seeds)]
+
+
+def main() -> None:
+    """One table for each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", help="of a restricted Boltzmann machine, fitted")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--chains", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=5)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    for run in asked.runs:
+        model = open_run(run).model
+        assert isinstance(model, RBM)
+        print(f"{run}: {len(model.hidden_bias)} hidden bits, T = {asked.steps}, {asked.chains} chains, nats")
+        shares = model.hidden_base_logits.clone()
+        for start, logits in {"shares of the data": shares, "one half": torch.zeros_like(shares)}.items():
+            model.hidden_base_logits.copy_(logits)
+            for name, schedule in SCHEDULES.items():
+                found = scattered(model.path(asked.steps, schedule), asked.chains, asked.seeds)
+                log_z = [each.log_z for each in found]
+                print(
+                    f"hidden bits from {start:18}  {name:11}  mean {statistics.mean(log_z):8.3f}"
+                    f"  sd {statistics.stdev(log_z):.3f}  mean SE {statistics.mean(each.se for each in found):.3f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
