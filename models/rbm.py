@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partialmethod
+from functools import cached_property, partialmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn.functional import linear, softplus
 
 from ..annealing import exponential_schedule
 from ..checks import check_count
-from ..energy import EnergyBased
+from ..energy import BLOCK_ROWS, EnergyBased
 from ..spaces import Space
 
 MAX_HIDDEN = 20  # hidden bits whose states are summed one by one
@@ -74,6 +75,7 @@ class RBM(EnergyBased):
         """Begin with the shares of each bit in the training data."""
         self.visible_bias.copy_(self.base_logits.flatten())
 
+    @torch.no_grad()
     def complete_base(self, obs: Tensor) -> None:
         """Give the hidden bits of p_0 their shares p(h_j = 1 | x) over images x (n, *shape); one half before a fit.
 
@@ -81,7 +83,15 @@ class RBM(EnergyBased):
         by 0.78 if hidden bits start from one half; for 100 on 8x8 digits by 0.01 and 0.05
         (benchmarks/annealing_paths.py).
         """
-        self.hidden_base_logits.copy_(self.space.marginal_params(self.features(obs)).squeeze(0))
+        total = torch.stack([self.features(part).sum(0) for part in obs.split(BLOCK_ROWS)]).sum(0)
+        self.hidden_base_logits.copy_(
+            ((total + 0.5) / (len(obs) + 1)).logit()
+        )  # finite, as the logits of the pixels are
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As ever; runs from before there were shares of hidden bits get one half, and keep their log Z."""
+        state_dict.setdefault(f"{prefix}hidden_base_logits", torch.zeros_like(self.hidden_base_logits))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # What differs from an energy of any kind: defaults for block Gibbs sampling.
     own_training = partialmethod(EnergyBased.own_training, num_epochs=60, learning_rate=2e-3, log_z_steps=5000)
@@ -105,7 +115,11 @@ class _Machines:
             each.detach() for each in (machine.weight, machine.visible_bias, machine.hidden_bias)
         )
         self.betas = betas.tolist()
-        self.log_z_start = sum(float(softplus(b.double()).sum()) for b in (self.visible_base, self.hidden_base))
+
+    @cached_property
+    def log_z_start(self) -> float:
+        """Log Z_0, nats; not asked for by a fit, which would wait for a GPU."""
+        return sum(float(softplus(logits.double()).sum()) for logits in (self.visible_base, self.hidden_base))
 
     @property
     def num_steps(self) -> int:

@@ -73,7 +73,7 @@ def train_command(
         run, history = runs.train(config, out, device=device, resume=resume, overwrite=overwrite, progress=not quiet)
         best = f"best {history.best_epoch}"
         if history.best_valid_elbo is not None:
-            best += f", validation {pictures.bound_name(run)} {history.best_valid_elbo:.3f} nats"
+            best += f", validation {pictures.validated_quantity(run)} {history.best_valid_elbo:.3f} nats"
         click.echo(f"{model}: {history.status} after {len(history.rows)} epochs, {best}")
         if history.reason not in ("", svi.TOO_FEW) and parsed["fit"].get("compile") is not False:
             click.echo(f"{model}: no graph of the steps was taken: {history.reason}")

@@ -262,8 +262,7 @@ class EnergyBased(nn.Module):
             num_moves=num_moves,
             averaging=averaging,
         )
-        with torch.no_grad():
-            self.complete_base(train)
+        self.complete_base(train)
         found = {"log_z": None, "log_z_se": None}
         rows = [{**row, **found} for row in rows]
         if log_z_steps:

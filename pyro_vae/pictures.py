@@ -13,6 +13,7 @@ from pyro_vae.data import Batch
 from pyro_vae.objectives import SEVERAL
 from pyro_vae.randomness import own_randomness
 from pyro_vae.runs import Run
+from pyro_vae.settings import Settings
 from pyro_vae.spaces import Labels, Quadrants
 
 COLUMNS = 8
@@ -116,21 +117,24 @@ def has_latents(run: Run) -> bool:
     return bool(traces.latent_sites(run.pair, few.arguments)[0])
 
 
-def bound_name(run: Run) -> str:
-    """What a fit by SVI brings up: log p itself without latents, else the ELBO or a bound of several particles."""
+def validated_quantity(run: Run) -> str:
+    """What `valid_elbo` of a fit by SVI holds: log p itself without latents, else the ELBO or a tighter bound."""
     if not has_latents(run):
         return "log p(x)" if run.data.context is None else f"log p(x | {run.data.context})"
     fit = run.config.fit
-    if fit.get("objective") in SEVERAL:
-        return "{objective} bound of {num_particles} particles".format(**fit)
-    return "ELBO"
+    if fit.get("objective") not in SEVERAL:
+        return "ELBO"
+    alpha = fit.get("alpha", Settings.alpha)
+    is_renyi = fit["objective"] == "renyi" and alpha >= 0  # below 0 data are validated by the other, see `svi.fit`
+    bound = f"Rényi bound (alpha {alpha:g})" if is_renyi else "importance weighted bound"
+    return f"{bound} of {fit['num_particles']} particles"
 
 
 def plot_history(run: Run, path: Path) -> Path | None:
-    """The curves of what was fitted, see `bound_name`, if the run was fitted by SVI."""
+    """The curves of what was fitted, see `validated_quantity`, if the run was fitted by SVI."""
     with open(run.path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    return plots.plot_history(rows, path, name=bound_name(run)) if rows and "valid_elbo" in rows[0] else None
+    return plots.plot_history(rows, path, name=validated_quantity(run)) if rows and "valid_elbo" in rows[0] else None
 
 
 def plot_run(run: Run) -> list[Path]:

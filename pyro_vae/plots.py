@@ -72,7 +72,7 @@ def plot_reconstructions(originals: "Images", reconstructions: "Images", path: s
 
 
 def plot_history(history_rows: Sequence[Mapping[str, Any]], path: str | Path, *, name: str = "ELBO") -> Path:
-    """Write the ELBO (nats per image, higher is better) on training and validation data over the epochs.
+    """Write what SVI brings up (nats per image, higher is better) on training and validation data over the epochs.
 
     Args:
         history_rows: one mapping per epoch with keys `epoch`, `train_elbo`, `valid_elbo`; None or NaN where

@@ -225,8 +225,8 @@ class Run:
         )
 
     def _show(self, bar: Any) -> None:
-        elbos = {"train": self.rows[-1]["train_elbo"], "best valid": self.best["valid_elbo"]}
-        bar.set_postfix_str(", ".join(f"ELBO {k} {v:.2f}" for k, v in elbos.items() if v is not None), refresh=False)
+        bounds = {"train": self.rows[-1]["train_elbo"], "best valid": self.best["valid_elbo"]}  # log p without latents
+        bar.set_postfix_str(", ".join(f"{k} {v:.2f} nats" for k, v in bounds.items() if v is not None), refresh=False)
 
     def _stale(self) -> bool:
         """Whether an epoch that was validated is `patience` or more epochs past the best one."""

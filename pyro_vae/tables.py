@@ -24,7 +24,7 @@ SHORT = {
 def rows_table(rows: Sequence[Row], title: str) -> str:
     """One line per model; nats, with a legend."""
     several = any(len(row.fits) > 1 for row in rows)
-    timed = any(row.train_seconds is not None for row in rows)  # only a comparison knows of its fits
+    timed = any(row.train_seconds is not None for row in rows)  # where models are not fitted too, nobody knows
     level = f"{100 * rows[0].level:g}%"
     head = ["model", "estimator", "mean log p", f"{level} interval", "MC SE", "test SE", "bits/dim", "k-hat>0.7"]
     head += [*(["fits", "sd fits"] * several), *(["fit s"] * timed), "eval s"]

@@ -110,6 +110,31 @@ def test_train_writes_configuration_history_checkpoint_and_pictures(vae_run, tin
     assert all(torch.equal(weights[name], value) for name, value in opened.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("options", "quantity"),
+    [
+        (("--model", "made", "--set", "hidden_dims=[4]"), "log p(x)"),
+        (("--model", "conditional_independent_pixel", "--given", "label"), "log p(x | label)"),
+        (("--model", "vae", "--set", "hidden_dims=[4]"), "ELBO"),
+        (
+            ("--model", "vae", "--set", "hidden_dims=[4]", "--fit", "objective=renyi", "--fit", "num_particles=2"),
+            "Rényi bound (alpha 0.5) of 2 particles",
+        ),
+        (
+            ("--model", "vae", "--set", "hidden_dims=[4]", "--fit", "objective=dreg", "--fit", "num_particles=2"),
+            "importance weighted bound of 2 particles",
+        ),
+    ],
+)
+def test_what_a_fit_brought_up_is_called_by_its_name(options, quantity, tmp_path, monkeypatch) -> None:
+    named = []
+    monkeypatch.setattr(plots, "plot_history", lambda rows, path, *, name: named.append(name) or path)
+    fit = ("--space", "binary", "--fit", "num_epochs=1", "--fit", "batch_size=500", "--quiet")
+    said = call("train", "--data", "digits", "--out", tmp_path, *options, *fit)
+    assert f"validation {quantity} -" in said
+    assert named == [quantity]
+
+
 def test_same_seed_same_parameters_and_resuming_a_finished_run_changes_nothing(vae_run, tiny, tmp_path) -> None:
     def parameters(out):
         return torch.nn.utils.parameters_to_vector(runs.open_run(out).model.parameters())

@@ -406,7 +406,7 @@ def test_objectives_are_named_on_the_command_line(tiny, tmp_path):
         "train", "--model", "vae", "--data", tiny, "--out", tmp_path, *SMALL_NET, *FEW_EPOCHS, "--quiet", *chosen
     )
     assert "finished after 2 epochs" in said
-    assert "validation iwae bound of 5 particles" in said
+    assert "validation importance weighted bound of 5 particles" in said
     opened = runs.open_run(tmp_path)
     found = opened.config.fit
     assert (found["objective"], found["num_particles"]) == ("iwae", 5)

@@ -1,6 +1,7 @@
 """Missing and noisy pixels restored: every law against enumeration, quadrature, or a dense normal law."""
 
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyro_vae as pv
 from pyro_vae.estimators.ais import annealed_importance_sampling
 from pyro_vae.estimators.estimate import Certificate, Estimate, PrecisionError
 from pyro_vae.masks import NAMES, Pixels, named, share_of
+from pyro_vae.restoration import ways
 from pyro_vae.restoration.differences import difference, exact_estimate
 from pyro_vae.spaces import Binary, Labels, Quadrants, Quantized, Real
 
@@ -246,6 +248,23 @@ def test_chain_rule_by_enumeration(missing) -> None:
         drawn = found.draws[:, n][:, missing].double()
         assert bool(((drawn.mean(0) - mean).abs() < 4.5 * 0.5 / 2000**0.5).all())
         torch.testing.assert_close(found.mean[n][missing].double(), mean, atol=4.5 * 0.5 / 20_000**0.5 * 3, rtol=0)
+
+
+@pytest.mark.parametrize(("model", "parts"), [("vae", 2), ("made", 1)])  # log p(x) and log p(given); walks
+def test_progress_ends_at_the_number_of_images(model, parts, monkeypatch) -> None:
+    seen, done = [], []
+
+    @contextmanager
+    def bar(total, show):
+        seen.append((total, show))
+        yield done.append
+
+    monkeypatch.setattr(ways, "progress_bar", bar)
+    made = build(getattr(pv.models, {"vae": "VAE", "made": "MADE"}[model]), Binary(SHAPE), hidden_dims=(4,))
+    images = batch_of(states(2, 6).reshape(-1, *SHAPE)[:5], made.space)
+    how = {} if model == "made" else {"estimator": pv.multilevel(9)}
+    pv.restore(made, images, MISSING, num_draws=2, num_particles=20, progress=True, **how)
+    assert (seen, sum(done)) == ([(5 * parts, True)], 5 * parts)
 
 
 # the same question as a model that is given quadrants

@@ -107,7 +107,7 @@ class Estimate:
         estimator: name of the estimator.
         num_particles: particles spent on each datum; 0 where exact.
         ess: effective sample size of the importance weights, shape (n,), or None.
-        khat: Pareto shape of the largest weights, shape (n,), or None; above 0.7 the error is not to be trusted.
+        khat: Pareto shape of the largest weights, shape (n,), or None; see `flags`.
         khat_particles: particles of each datum that `khat` rests on; `num_particles` if None.
         elbo: mean log weight, which estimates each datum's ELBO for the proposal used, shape (n,), nats, or None.
         spread: variance of the log weights, shape (n,), nats², or None.

@@ -73,7 +73,7 @@ def restore(
             is none.
         seed: of everything random.
         device: where to compute; a GPU if there is one.
-        progress: show a progress bar of estimates of log p.
+        progress: show a progress bar of estimates of log p, and of walks through the pixels.
 
     Returns:
         Draws, means and log p, per image.

@@ -76,15 +76,17 @@ def by_walk(task: Task, pair: Pair, args: Args, num_particles: int) -> Restorati
         raise ValueError("a chain-rule model restores missing pixels, and noise by no closed form that is known here")
     started, missing = time.perf_counter(), ~task.given.mask().flatten()
     draws, means, log_probs, walks = [], [], [], []
-    for some in _blocks(task, args):
-        law, rows = traces.observation(pair, some), some[0].flatten(1)
-        found = walk(law, rows, missing, num_particles)
-        chosen = posterior.resampled(found.log_weights, task.num_draws)
-        hidden = found.images[..., missing]
-        draws.append(posterior.taken(hidden, chosen))
-        means.append(torch.einsum("kn,knh->nh", found.log_weights.softmax(0).to(hidden), hidden))
-        log_probs.append(law.log_prob(some[0]).double())
-        walks.append(found)
+    with progress_bar(len(args[0]), task.progress) as tick:
+        for some in _blocks(task, args):
+            law, rows = traces.observation(pair, some), some[0].flatten(1)
+            found = walk(law, rows, missing, num_particles)
+            chosen = posterior.resampled(found.log_weights, task.num_draws)
+            hidden = found.images[..., missing]
+            draws.append(posterior.taken(hidden, chosen))
+            means.append(torch.einsum("kn,knh->nh", found.log_weights.softmax(0).to(hidden), hidden))
+            log_probs.append(law.log_prob(some[0]).double())
+            walks.append(found)
+            tick(len(rows))
     weights = torch.cat([each.log_weights for each in walks], 1)
     whole = Walk(weights.new_empty(0), weights, walks[0].is_exact)
     estimate = from_walk(torch.cat(log_probs), whole)
