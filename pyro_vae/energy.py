@@ -139,10 +139,8 @@ class EnergyBased(nn.Module):
     def constant(self) -> Constant:
         """Log Z; a ValueError where it was not estimated, or the parameters have changed since."""
         found = Constant(*self.constant_bits.view(torch.float64).tolist())
-        name, call = (
-            type(self).__name__,
-            "call model.estimate_log_partition() first (or sum_log_partition(), for few bits)",
-        )
+        name, summed = type(self).__name__, "sum_log_partition(), for few bits"
+        call = f"call model.estimate_log_partition() first (or {summed}), or fit it with log_z_steps above 0"
         if math.isnan(found.log_z):
             raise ValueError(f"log p(x) of {name} needs log Z, which was not estimated yet: {call}")
         if not math.isclose(found.fingerprint, self._fingerprint(), rel_tol=1e-10, abs_tol=1e-12):
