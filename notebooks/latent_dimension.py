@@ -110,8 +110,8 @@ certified = pv.sandwich(num_steps=num_steps, num_simulated=2 if small else 30)
 checked = pv.log_likelihood(models[many], images, estimator=certified, seed=0, device="cpu")
 short, certificate = checked.mean - results[many].mean, checked.certificate
 print(
-    f"{many:>6,} latents by annealing: log p(x) >= {checked.mean:.2f} (MC SE {checked.mc_se:.3f}), importance sampling "
-    f"{short:.2f} short; gap on simulated data {certificate.gap:.2f} (SE {certificate.gap_se:.2f}); "
+    f"{many:>6,} latents by annealing: log p(x) >= {checked.mean:.2f} (MC SE {checked.mc_se:.3f}), {short:+.2f} to "
+    f"importance sampling; gap on simulated data {certificate.gap:.2f} (SE {certificate.gap_se:.2f}); "
     f"warning: {checked.warning}"
 )
 
@@ -166,6 +166,6 @@ print(
     + f"; {name[most]} against {name[many]} {against(most, many)}, with {use[most].num_active} active units of "
     f"{most:,}"
     + (f" (errors not to be trusted for {', '.join(doubts)})" if doubts else "")
-    + f"; annealing, {'certified' if certificate.granted else 'without a certificate'}, puts {name[many]} {short:.2f} "
-    "nats higher."
+    + f"; annealing, {'certified' if certificate.granted else 'without a certificate'}, moves {name[many]} by "
+    f"{short:+.2f} nats."
 )

@@ -89,6 +89,7 @@ class Config:
 
     def load_data(self) -> Data:
         """The data as this run sees them."""
+        # Ignored: these are words from a file or the command line, which `load_data` and `given` check themselves.
         data = load_data(
             self.data,
             space=self.space,  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ def log_interval_normal(low: Tensor, high: Tensor) -> Tensor:
 class _Discretized(TorchDistribution):
     """A continuous law Y cut into the levels 0..L-1 by rounding; all that lies beyond falls to the end levels."""
 
-    arg_constraints = {"loc": pyro_constraints.real, "scale": pyro_constraints.positive}  # noqa: RUF012
+    arg_constraints = {"loc": pyro_constraints.real, "scale": pyro_constraints.positive}  # noqa: RUF012 (as every law of torch has it)
     has_enumerate_support = False
 
     def __init__(self, loc: Tensor, scale: Tensor, levels: int, validate_args: bool | None = None) -> None:
@@ -173,7 +173,7 @@ class Mixture(TorchDistribution):
         batch_shape: leading shape of independent copies.
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}  # noqa: RUF012 (as every law of torch has it)
 
     def __init__(
         self,

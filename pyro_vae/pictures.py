@@ -125,7 +125,7 @@ def validated_quantity(run: Run) -> str:
     if fit.get("objective") not in SEVERAL:
         return "ELBO"
     alpha = fit.get("alpha", Settings.alpha)
-    is_renyi = fit["objective"] == "renyi" and alpha >= 0  # below 0 data are validated by the other, see `svi.fit`
+    is_renyi = fit["objective"] == "renyi" and alpha >= 0  # below 0 data are validated by the other, see `fit`
     bound = f"Rényi bound (alpha {alpha:g})" if is_renyi else "importance weighted bound"
     return f"{bound} of {fit['num_particles']} particles"
 

@@ -98,7 +98,8 @@ def test_a_mixture_is_the_sum_over_its_components():
     prior.logits.normal_()
     z = torch.randn(5, 4, 2, dtype=torch.float64)
     weights, scale = prior.logits.softmax(0), prior.log_scale.exp()
-    density = sum(w * dist.Normal(m, s).log_prob(z).sum(-1).exp() for w, m, s in zip(weights, prior.loc, scale))  # noqa: B905
+    parts = zip(weights, prior.loc, scale, strict=True)
+    density = sum(w * dist.Normal(m, s).log_prob(z).sum(-1).exp() for w, m, s in parts)
     torch.testing.assert_close(prior().log_prob(z), density.log(), rtol=0, atol=1e-10)  # float64 rounding
 
 

@@ -68,7 +68,7 @@ def _at_the_last(drawn: Draw, name: str, seen: Values) -> Callable[[Tensor], Ten
 class _Drawn(TorchDistribution):
     """A value that is already drawn, with a log-density in place of its own law's."""
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}  # noqa: RUF012 (as every law of torch has it)
     support = constraints.real
 
     def __init__(

@@ -129,7 +129,8 @@ def checked_space(model: object, batch: "Batch") -> spaces.Space | None:
             f"the model lives in {own} of shape {own.shape}, the data in {batch.space} of shape {batch.space.shape}"
         )
     if own is not None and (getattr(model, "context", None) is None) != (batch.context is None):
-        expected, found = ("none", "one") if batch.context is not None else (str(model.context), "none")  # type: ignore[attr-defined]
+        context = getattr(model, "context", None)
+        expected, found = ("none", "one") if batch.context is not None else (str(context), "none")
         raise ValueError(f"the context of the model is {expected}, but the batch has {found}")
     space = batch.space or own
     if space is not None:

@@ -52,6 +52,7 @@ class InverseAutoregressive(nn.Module):
         self.flows = nn.ModuleList(_flow(in_dim, hidden_dim, order) for order in orders)
 
     def forward(self, features: Tensor) -> TorchDistribution:
+        # Ignored: the modules of a list have no type of their own.
         flows: list[Any] = [flow.condition(features) for flow in self.flows]  # type: ignore[operator]
         return location_scale(self.linear(features), flows)
 
